@@ -1,0 +1,139 @@
+#include "kernels/cpu/backend.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "kernels/cpu/row_attention.hpp"
+#include "kernels/cpu/tile.hpp"
+#include "kernels/cpu/transition.hpp"
+
+namespace sw {
+namespace {
+
+/// Query heads [head_begin, head_end), which share a KV head and a row set, in one block row.
+struct WorkItem {
+  std::int64_t head_begin;
+  std::int64_t head_end;
+  std::int64_t row;
+  std::int64_t blocks;  ///< key blocks to visit: the cost
+};
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const cpu::TileKernel& kernel) : kernel_(kernel) {}
+
+  std::string name() const override { return "cpu"; }
+  std::string detail() const override {
+    return std::string(kernel_.isa) + ", f32, " + std::to_string(num_threads()) + " threads";
+  }
+  std::optional<std::string> unsupported(const AttentionProblem& problem) const override {
+    if (problem.tokens() >= std::int64_t{1} << 31) return "more than 2^31 - 1 tokens";
+    return {};
+  }
+
+  void attend(const AttentionProblem& problem, const BlockSelection& selection,
+              AttentionOutput& output) const override {
+    run(problem, selection, output, nullptr);
+  }
+  void attend_dense(const AttentionProblem& problem, const BlockGeometry& geometry,
+                    AttentionOutput& output, BlockMass& mass) const override {
+    mass.reserve(problem.num_heads(), geometry);
+    run(problem, BlockSelection::dense(geometry), output, &mass);
+  }
+  Matrix transition(const AttentionProblem& problem, const SketchParams& params,
+                    StageTimes* times) const override {
+    return cpu::transition(problem, params, times, kernel_);
+  }
+
+ private:
+  void run(const AttentionProblem& problem, const BlockSelection& selection,
+           AttentionOutput& output, BlockMass* mass) const;
+
+  const cpu::TileKernel& kernel_;
+};
+
+/// The key ranges of one row: kept blocks, and blocks that token-level parts reach into.
+std::vector<cpu::KeyRange> key_ranges(const BlockSelection& selection, std::int64_t group,
+                                      std::int64_t row) {
+  const BlockGeometry& g = selection.geometry();
+  const auto kept = selection.blocks(group, row);
+  std::vector<cpu::KeyRange> ranges;
+  for (const std::int64_t j : selection.touched_blocks(group, row)) {
+    const bool is_kept = std::binary_search(kept.begin(), kept.end(), static_cast<std::int32_t>(j));
+    const cpu::Mask mask = !is_kept                   ? cpu::Mask::kTokenParts
+                           : j == g.first_row() + row ? cpu::Mask::kCausal
+                                                      : cpu::Mask::kNone;
+    ranges.push_back({j, j * g.block, j * g.block + g.block_tokens(j), mask});
+  }
+  return ranges;
+}
+
+void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& selection,
+                     AttentionOutput& output, BlockMass* mass) const {
+  problem.validate();
+  output.reserve(problem);
+  const BlockGeometry& g = selection.geometry();
+  const std::int64_t queries = problem.queries();
+  const std::int64_t heads_per_set = problem.num_heads() / selection.groups();
+  const std::int64_t heads_per_item = std::min(problem.group(), heads_per_set);
+
+  std::vector<WorkItem> items;
+  for (std::int64_t h = 0; h < problem.num_heads(); h += heads_per_item) {
+    for (std::int64_t r = 0; r < g.rows(); ++r) {
+      const auto touched = selection.touched_blocks(h / heads_per_set, r);
+      items.push_back({h, h + heads_per_item, r, static_cast<std::int64_t>(touched.size())});
+    }
+  }
+  std::stable_sort(items.begin(), items.end(),
+                   [](const WorkItem& a, const WorkItem& b) { return a.blocks > b.blocks; });
+
+  std::vector<cpu::RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
+                                            cpu::RowAttention(kernel_));
+  parallel_for(static_cast<std::int64_t>(items.size()), [&](std::int64_t index, int thread) {
+    const WorkItem& item = items[static_cast<std::size_t>(index)];
+    cpu::RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
+    const std::int64_t begin = g.row_begin(item.row);
+    const std::int64_t count = g.row_end(item.row) - begin;
+    rows.begin(item.head_end - item.head_begin, count, problem.head_dim(), problem.scale());
+    rows.set_token_parts(selection.token_window(), selection.token_sink());
+    if (mass != nullptr) rows.want_masses(mass->cols);
+    std::vector<float> q(static_cast<std::size_t>(problem.head_dim()));
+    for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        problem.q.load_row(h, begin + i - problem.query_begin(), q.data());
+        rows.set_query(h - item.head_begin, i, q.data(), begin + i);
+      }
+    }
+    const std::int64_t kv_head = item.head_begin / problem.group();
+    for (const cpu::KeyRange& keys :
+         key_ranges(selection, item.head_begin / heads_per_set, item.row)) {
+      rows.visit(problem.k, problem.v, kv_head, keys);
+    }
+    for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        const std::int64_t t = begin + i - problem.query_begin();
+        output.lse[static_cast<std::size_t>(h * queries + t)] =
+            rows.finish(h - item.head_begin, i, output.out.row<float>(h, t));
+      }
+      if (mass == nullptr) continue;
+      std::vector<double> sum(static_cast<std::size_t>(mass->cols), 0.0);
+      rows.add_masses(h - item.head_begin, sum);
+      const std::span<float> row = mass->row(h, item.row);
+      for (std::size_t j = 0; j < row.size(); ++j) {
+        row[j] = static_cast<float>(sum[j] / static_cast<double>(count));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(std::string_view isa) {
+  return std::make_unique<CpuBackend>(cpu::find_tile_kernel(isa));
+}
+
+}  // namespace sw

@@ -1,0 +1,160 @@
+// Body of the tile kernel, included once by each tile_<isa>.cpp with SW_VECTOR_BYTES (width of a
+// vector), SW_ROWS (keys or output dims of a register block) and SW_VECTORS (vectors of lanes of a
+// register block) set. Nothing here may be shared between translation units: everything is in an
+// unnamed namespace, and no inline function of a library is called, so that no code compiled for
+// one instruction set can end up in another one's path.
+
+namespace sw::cpu {
+namespace {
+
+constexpr int kWidth = SW_VECTOR_BYTES / 4;
+typedef float Vec __attribute__((vector_size(SW_VECTOR_BYTES)));
+typedef std::int32_t IntVec __attribute__((vector_size(SW_VECTOR_BYTES)));
+// What is loaded from and stored to memory may alias other types and need not be aligned.
+typedef float MemVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
+typedef std::int32_t MemIntVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const MemVec*>(p); }
+inline IntVec load(const std::int32_t* p) { return *reinterpret_cast<const MemIntVec*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<MemVec*>(p) = x; }
+inline Vec broadcast(float x) { return Vec{} + x; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+constexpr float kInfinity = __builtin_inff();
+
+/// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126 (and at -infinity).
+inline Vec exp2_nonpositive(Vec x) {
+  const Vec clamped = max(x, broadcast(-126.0f));
+  const Vec shifted = clamped + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const Vec f = clamped - (shifted - 12582912.0f);
+  // Taylor series of 2^f on [-1/2, 1/2]: ln(2)^k / k!.
+  Vec y = broadcast(1.54035304e-4f);
+  y = y * f + 1.33335581e-3f;
+  y = y * f + 9.61812911e-3f;
+  y = y * f + 5.55041087e-2f;
+  y = y * f + 2.40226507e-1f;
+  y = y * f + 6.93147181e-1f;
+  y = y * f + 1.0f;
+  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
+  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(y) + exponent);
+  return x < -126.0f ? Vec{} : result;
+}
+
+/// c[i][lane] (+)= sum over j < depth of a[i * a_row + j * a_step] * b[j][lane] for i < Rows and
+/// Vectors vectors of lanes: one register block. b and c have rows of kLanes.
+template <int Rows, int Vectors, bool Accumulate>
+inline void multiply_block(const float* a, int a_row, int a_step, const float* b, float* c,
+                           int depth) {
+  Vec sum[Rows][Vectors];
+  for (int i = 0; i < Rows; ++i) {
+    for (int x = 0; x < Vectors; ++x) {
+      sum[i][x] = Accumulate ? load(c + i * kLanes + x * kWidth) : Vec{};
+    }
+  }
+  for (int j = 0; j < depth; ++j) {
+    Vec row[Vectors];
+    for (int x = 0; x < Vectors; ++x) row[x] = load(b + j * kLanes + x * kWidth);
+    for (int i = 0; i < Rows; ++i) {
+      const Vec factor = broadcast(a[i * a_row + j * a_step]);
+      for (int x = 0; x < Vectors; ++x) sum[i][x] += factor * row[x];
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int x = 0; x < Vectors; ++x) store(c + i * kLanes + x * kWidth, sum[i][x]);
+  }
+}
+
+template <int Vectors, bool Accumulate>
+inline void multiply_columns(const float* a, int a_row, int a_step, const float* b, float* c,
+                             int rows, int depth) {
+  int i = 0;
+  for (; i + SW_ROWS <= rows; i += SW_ROWS) {
+    multiply_block<SW_ROWS, Vectors, Accumulate>(a + i * a_row, a_row, a_step, b, c + i * kLanes,
+                                                 depth);
+  }
+  for (; i + 2 <= rows; i += 2) {
+    multiply_block<2, Vectors, Accumulate>(a + i * a_row, a_row, a_step, b, c + i * kLanes, depth);
+  }
+  for (; i < rows; ++i) {
+    multiply_block<1, Vectors, Accumulate>(a + i * a_row, a_row, a_step, b, c + i * kLanes, depth);
+  }
+}
+
+/// c [rows][lanes] (+)= a [rows][depth] b [depth][lanes].
+template <bool Accumulate>
+inline void multiply(const float* a, int a_row, int a_step, const float* b, float* c, int rows,
+                     int depth, int lanes) {
+  int lane = 0;
+  for (; lane + SW_VECTORS * kWidth <= lanes; lane += SW_VECTORS * kWidth) {
+    multiply_columns<SW_VECTORS, Accumulate>(a, a_row, a_step, b + lane, c + lane, rows, depth);
+  }
+  for (; lane < lanes; lane += kWidth) {
+    multiply_columns<1, Accumulate>(a, a_row, a_step, b + lane, c + lane, rows, depth);
+  }
+}
+
+inline void apply_mask(const Tile& t) {
+  for (int lane = 0; lane < t.lanes; lane += kWidth) {
+    const IntVec position = load(t.position + lane);
+    for (int i = 0; i < t.keys; ++i) {
+      const std::int32_t key = t.key_begin + i;
+      IntVec hidden = position < key;
+      if (t.mask == Mask::kTokenParts && key >= t.token_sink) {
+        hidden |= position - t.token_window >= key;
+      }
+      float* s = t.s + i * kLanes + lane;
+      store(s, hidden ? broadcast(-kInfinity) : load(s));
+    }
+  }
+}
+
+void run_tile(const Tile& t) {
+  // Logits, transposed: s[key][lane].
+  multiply<false>(t.k, t.dim, 1, t.qt, t.s, t.keys, t.dim, t.lanes);
+  if (t.mask != Mask::kNone) apply_mask(t);
+
+  for (int lane = 0; lane < t.lanes; lane += kWidth) {
+    Vec largest = load(t.s + lane);
+    for (int i = 1; i < t.keys; ++i) largest = max(largest, load(t.s + i * kLanes + lane));
+    const Vec old_max = load(t.m + lane);
+    const Vec new_max = max(old_max, largest);
+    // A lane that has seen no key yet has maximum -infinity; 0 keeps the differences defined.
+    const Vec base = new_max == -kInfinity ? Vec{} : new_max;
+    Vec sum = Vec{};
+    for (int i = 0; i < t.keys; ++i) {
+      float* s = t.s + i * kLanes + lane;
+      const Vec p = exp2_nonpositive(load(s) - base);
+      store(s, p);
+      sum += p;
+    }
+    const Vec rescale = exp2_nonpositive(old_max - base);
+    store(t.m + lane, new_max);
+    store(t.l + lane, load(t.l + lane) * rescale + sum);
+    if (t.tile_sum != nullptr) {
+      store(t.tile_sum + lane, sum);
+      store(t.tile_max + lane, base);
+    }
+    if (t.v == nullptr) continue;
+    bool changed = false;
+    for (int x = 0; x < kWidth; ++x) changed |= rescale[x] != 1.0f;
+    if (!changed) continue;
+    for (int j = 0; j < t.dim; ++j) {
+      float* o = t.ot + j * kLanes + lane;
+      store(o, load(o) * rescale);
+    }
+  }
+  // Output, transposed: ot[dim][lane] += v^T p.
+  if (t.v != nullptr) multiply<true>(t.v, 1, t.dim, t.s, t.ot, t.dim, t.keys, t.lanes);
+}
+
+void normalize_masses(float* sum, const float* max, const float* m, const float* l,
+                      std::int64_t count) {
+  for (std::int64_t i = 0; i < count; i += kWidth) {
+    const Vec total = load(l + i);
+    const Vec share = load(sum + i) * exp2_nonpositive(load(max + i) - load(m + i)) / total;
+    store(sum + i, total == Vec{} ? Vec{} : share);
+  }
+}
+
+}  // namespace
+}  // namespace sw::cpu

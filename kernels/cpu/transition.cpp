@@ -1,0 +1,208 @@
+#include "kernels/cpu/transition.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "kernels/cpu/row_attention.hpp"
+
+namespace sw::cpu {
+namespace {
+
+/// Pooled vectors [heads, count, dim] in fp64.
+struct Pooled {
+  std::int64_t heads = 0;
+  std::int64_t count = 0;
+  std::int64_t dim = 0;
+  std::vector<double> values;
+
+  double* row(std::int64_t head, std::int64_t u) {
+    return values.data() + (head * count + u) * dim;
+  }
+  const double* row(std::int64_t head, std::int64_t u) const {
+    return values.data() + (head * count + u) * dim;
+  }
+};
+
+Pooled pool(const HeadsView& x, std::int64_t size, bool partial_mean) {
+  Pooled pooled{x.heads, (x.tokens + size - 1) / size, x.dim, {}};
+  pooled.values.assign(static_cast<std::size_t>(pooled.heads * pooled.count * pooled.dim), 0.0);
+  parallel_for(pooled.heads * pooled.count, [&](std::int64_t index, int) {
+    const std::int64_t h = index / pooled.count;
+    const std::int64_t begin = index % pooled.count * size;
+    const std::int64_t end = std::min(begin + size, x.tokens);
+    double* mean = pooled.row(h, index % pooled.count);
+    std::vector<float> row(static_cast<std::size_t>(x.dim));
+    for (std::int64_t t = begin; t < end; ++t) {
+      x.load_row(h, t, row.data());
+      for (std::int64_t j = 0; j < x.dim; ++j) mean[j] += row[static_cast<std::size_t>(j)];
+    }
+    const auto divisor = static_cast<double>(partial_mean ? end - begin : size);
+    for (std::int64_t j = 0; j < x.dim; ++j) mean[j] /= divisor;
+  });
+  return pooled;
+}
+
+Pooled mean_over_heads(const Pooled& x) {
+  Pooled mean{1, x.count, x.dim, {}};
+  const auto size = static_cast<std::size_t>(x.count * x.dim);
+  mean.values.assign(size, 0.0);
+  for (std::size_t i = 0; i < x.values.size(); ++i) mean.values[i % size] += x.values[i];
+  for (double& value : mean.values) value /= static_cast<double>(x.heads);
+  return mean;
+}
+
+Pooled transform(const Pooled& x, const Sketch& sketch) {
+  Pooled y{x.heads, x.count, sketch.dim(), {}};
+  y.values.resize(static_cast<std::size_t>(y.heads * y.count * y.dim));
+  parallel_for(x.heads * x.count, [&](std::int64_t index, int) {
+    sketch.apply(x.row(index / x.count, index % x.count), y.row(index / x.count, index % x.count));
+  });
+  return y;
+}
+
+/// [dim, count] for each head, so that the scores of a query run along contiguous memory.
+Pooled transpose(const Pooled& x) {
+  Pooled y{x.heads, x.dim, x.count, {}};
+  y.values.resize(x.values.size());
+  parallel_for(x.heads, [&](std::int64_t h, int) {
+    for (std::int64_t u = 0; u < x.count; ++u) {
+      for (std::int64_t j = 0; j < x.dim; ++j) y.row(h, j)[u] = x.row(h, u)[j];
+    }
+  });
+  return y;
+}
+
+/// Sum over heads and pooled queries of the softmax rows, one key for each block.
+Matrix block_probabilities(const Pooled& q, const Pooled& k, double scale, bool causal,
+                           std::int64_t queries_per_block, std::int64_t b) {
+  const Pooled kt = transpose(k);
+  Matrix sum(b, b);
+  parallel_for(b, [&](std::int64_t i, int) {
+    const std::int64_t visible = causal ? i + 1 : b;
+    const std::int64_t end = std::min((i + 1) * queries_per_block, q.count);
+    std::vector<double> p(static_cast<std::size_t>(visible));
+    for (std::int64_t h = 0; h < q.heads; ++h) {
+      const std::int64_t g = h * k.heads / q.heads;
+      for (std::int64_t u = i * queries_per_block; u < end; ++u) {
+        std::fill(p.begin(), p.end(), 0.0);
+        const double* query = q.row(h, u);
+        for (std::int64_t j = 0; j < q.dim; ++j) {
+          const double factor = scale * query[j];
+          const double* keys = kt.row(g, j);
+          for (std::int64_t v = 0; v < visible; ++v) p[v] += factor * keys[v];
+        }
+        const double largest = *std::max_element(p.begin(), p.end());
+        double total = 0.0;
+        for (double& x : p) total += x = std::exp(x - largest);
+        for (std::int64_t v = 0; v < visible; ++v) sum(i, v) += p[v] / total;
+      }
+    }
+  });
+  return sum;
+}
+
+HeadsTensor to_f32(const Pooled& x) {
+  HeadsTensor y(DType::kF32, x.heads, x.count, x.dim);
+  std::transform(x.values.begin(), x.values.end(), y.row<float>(0, 0),
+                 [](double value) { return static_cast<float>(value); });
+  return y;
+}
+
+/// The same for several pooled keys a block: masses of an attention without values.
+Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool causal,
+                   std::int64_t queries_per_block, std::int64_t keys_per_block, std::int64_t b,
+                   const TileKernel& kernel) {
+  Matrix sum(b, b);
+  std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
+                                       RowAttention(kernel));
+  // Later rows are the longer ones when the sketch is causal.
+  parallel_for(b, [&](std::int64_t index, int thread) {
+    const std::int64_t i = b - 1 - index;
+    RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
+    const std::int64_t begin = i * queries_per_block;
+    const std::int64_t count = std::min(begin + queries_per_block, q.tokens) - begin;
+    const std::int64_t group = q.heads / k.heads;
+    std::vector<float> values(static_cast<std::size_t>(q.dim));
+    for (std::int64_t g = 0; g < k.heads; ++g) {
+      rows.begin(group, count, q.dim, scale);
+      rows.want_masses(b);
+      for (std::int64_t h = 0; h < group; ++h) {
+        for (std::int64_t u = 0; u < count; ++u) {
+          q.load_row(g * group + h, begin + u, values.data());
+          rows.set_query(h, u, values.data(), 0);
+        }
+      }
+      for (std::int64_t j = 0; j < (causal ? i + 1 : b); ++j) {
+        rows.visit(
+            k, {}, g,
+            {j, j * keys_per_block, std::min((j + 1) * keys_per_block, k.tokens), Mask::kNone});
+      }
+      for (std::int64_t h = 0; h < group; ++h) rows.add_masses(h, sum.row(i));
+    }
+  });
+  return sum;
+}
+
+}  // namespace
+
+Matrix transition(const AttentionProblem& problem, const SketchParams& params, StageTimes* times,
+                  const TileKernel& kernel) {
+  problem.validate();
+  if (problem.query_begin() != 0) {
+    throw Error(ErrorKind::kUnsupported,
+                "block scores of a prefill need the queries of all tokens");
+  }
+  const bool mean = params.aggregation == SketchParams::Aggregation::kHeadMean;
+  const std::int64_t queries_per_block = params.block / params.tokens_per_query();
+  const std::int64_t keys_per_block = params.block / params.tokens_per_key();
+  const std::int64_t b = problem.geometry(params.block).key_blocks();
+  // Signs and a permutation of all d' rows change no score (section 7), so a full transform is
+  // scored without one.
+  SketchParams effective = params;
+  effective.exact = Sketch(params, problem.layer, problem.head_dim()).is_full();
+  const Sketch sketch(effective, problem.layer, problem.head_dim());
+  const double scale = sketch.logit_scale() / params.temperature;
+  const bool keys_as_they_are = params.tokens_per_key() == 1 && effective.exact && !mean;
+
+  Pooled q;
+  Pooled k;
+  {
+    const StageTimer timer(times, Stage::kPool);
+    q = pool(problem.q, params.tokens_per_query(), params.partial_mean);
+    if (!keys_as_they_are) k = pool(problem.k, params.tokens_per_key(), params.partial_mean);
+    if (mean) {
+      q = mean_over_heads(q);
+      k = mean_over_heads(k);
+    }
+  }
+  const StageTimer timer(times, Stage::kSketch);
+  if (!effective.exact) {
+    q = transform(q, sketch);
+    k = transform(k, sketch);
+  }
+  Matrix a;
+  if (keys_per_block == 1) {
+    a = block_probabilities(q, k, scale, params.causal, queries_per_block, b);
+  } else {
+    const HeadsTensor pooled_q = to_f32(q);
+    const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : to_f32(k);
+    a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), scale,
+                    params.causal, queries_per_block, keys_per_block, b, kernel);
+  }
+  for (std::int64_t i = 0; i < b; ++i) {
+    const std::int64_t count =
+        std::min((i + 1) * queries_per_block, q.count) - i * queries_per_block;
+    const auto terms = static_cast<double>(q.heads * count);
+    double total = 0.0;
+    for (double& x : a.row(i)) total += x = std::pow(x / terms, params.sharpness);
+    if (params.normalize) {
+      for (double& x : a.row(i)) x /= total;
+    }
+  }
+  return a;
+}
+
+}  // namespace sw::cpu

@@ -1,0 +1,141 @@
+#include "attention/backend.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/parallel.hpp"
+
+namespace sw {
+namespace {
+
+/// x y, both square, fp64, rows in parallel.
+Matrix multiply(const Matrix& x, const Matrix& y) {
+  Matrix product(x.rows(), y.cols());
+  parallel_for(x.rows(), [&](std::int64_t i, int) {
+    const std::span<double> out = product.row(i);
+    for (std::int64_t k = 0; k < x.cols(); ++k) {
+      const double factor = x(i, k);
+      if (factor == 0.0) continue;
+      const double* row = y.row(k).data();
+      for (std::size_t j = 0; j < out.size(); ++j) out[j] += factor * row[j];
+    }
+  });
+  return product;
+}
+
+}  // namespace
+
+void AttentionOutput::reserve(const AttentionProblem& problem) {
+  if (out.heads() != problem.num_heads() || out.tokens() != problem.queries() ||
+      out.dim() != problem.head_dim()) {
+    out = HeadsTensor();  // the old storage goes before the new one is asked for
+    out = HeadsTensor(DType::kF32, problem.num_heads(), problem.queries(), problem.head_dim());
+  }
+  lse.resize(static_cast<std::size_t>(problem.num_heads() * problem.queries()));
+}
+
+void BlockMass::reserve(std::int64_t num_heads, const BlockGeometry& geometry) {
+  heads = num_heads;
+  rows = geometry.rows();
+  cols = geometry.key_blocks();
+  values.assign(static_cast<std::size_t>(heads * rows * cols), 0.0f);
+}
+
+void TokenPools::append(const HeadsView& x) {
+  const std::int64_t total = tokens_ + x.tokens;
+  const std::int64_t count = (total + pool_ - 1) / pool_;
+  parallel_for(heads_, [&](std::int64_t h, int) {
+    auto& sums = sums_[static_cast<std::size_t>(h)];
+    sums.resize(static_cast<std::size_t>(count * dim_), 0.0);
+    std::vector<float> row(static_cast<std::size_t>(dim_));
+    for (std::int64_t t = 0; t < x.tokens; ++t) {
+      x.load_row(h, t, row.data());
+      double* sum = sums.data() + (tokens_ + t) / pool_ * dim_;
+      for (std::int64_t j = 0; j < dim_; ++j) sum[j] += row[j];
+    }
+  });
+  tokens_ = total;
+}
+
+void TokenPools::mean(std::int64_t head, std::int64_t u, bool partial_mean, double* out) const {
+  const double* sum = sums_[static_cast<std::size_t>(head)].data() + u * dim_;
+  const std::int64_t present = std::min(pool_, tokens_ - u * pool_);
+  const auto divisor = static_cast<double>(partial_mean ? present : pool_);
+  for (std::int64_t j = 0; j < dim_; ++j) out[j] = sum[j] / divisor;
+}
+
+std::vector<double> Backend::query_row(const HeadsView& queries, const TokenPools& keys,
+                                       const SketchParams& params, std::int64_t layer) const {
+  const Sketch sketch(params, layer, queries.dim);
+  const std::int64_t dim = sketch.dim();
+  const std::int64_t group = queries.heads / keys.heads();
+  const std::int64_t pools = keys.count();
+  const std::int64_t pools_per_block = params.block / keys.pool();
+  const std::int64_t blocks = (pools + pools_per_block - 1) / pools_per_block;
+  const double scale = sketch.logit_scale() / params.temperature;
+  Matrix per_head(keys.heads(), blocks);
+  parallel_for(keys.heads(), [&](std::int64_t g, int) {
+    std::vector<double> mean(static_cast<std::size_t>(queries.dim));
+    std::vector<double> yk(static_cast<std::size_t>(pools * dim));
+    for (std::int64_t u = 0; u < pools; ++u) {
+      keys.mean(g, u, params.partial_mean, mean.data());
+      sketch.apply(mean.data(), yk.data() + u * dim);
+    }
+    std::vector<float> row(static_cast<std::size_t>(queries.dim));
+    std::vector<double> yq(static_cast<std::size_t>(dim));
+    std::vector<double> p(static_cast<std::size_t>(pools));
+    const std::span<double> sum = per_head.row(g);
+    for (std::int64_t h = g * group; h < (g + 1) * group; ++h) {
+      for (std::int64_t w = 0; w < queries.tokens; ++w) {
+        queries.load_row(h, w, row.data());
+        const std::vector<double> q(row.begin(), row.end());
+        sketch.apply(q.data(), yq.data());
+        for (std::int64_t u = 0; u < pools; ++u) {
+          p[u] = scale * std::inner_product(yq.begin(), yq.end(), yk.begin() + u * dim, 0.0);
+        }
+        const double largest = *std::max_element(p.begin(), p.end());
+        double total = 0.0;
+        for (double& x : p) total += x = std::exp(x - largest);
+        for (std::int64_t u = 0; u < pools; ++u) sum[u / pools_per_block] += p[u] / total;
+      }
+    }
+  });
+  std::vector<double> a(static_cast<std::size_t>(blocks), 0.0);
+  for (std::int64_t g = 0; g < keys.heads(); ++g) {
+    for (std::int64_t j = 0; j < blocks; ++j) a[j] += per_head(g, j);
+  }
+  const double total = std::accumulate(a.begin(), a.end(), 0.0);
+  for (double& x : a) x /= total;
+  return a;
+}
+
+Matrix Backend::damped_walk(const Matrix& a, const Matrix* previous, double damping,
+                            std::int64_t degree) const {
+  if (damping == 0.0 || degree == 0) return a;
+  Matrix state = previous ? *previous : a;
+  for (std::int64_t step = 0; step < degree; ++step) {
+    state = multiply(state, a);
+    for (std::int64_t i = 0; i < a.rows(); ++i) {
+      for (std::int64_t j = 0; j < a.cols(); ++j) {
+        state(i, j) = (1.0 - damping) * a(i, j) + damping * state(i, j);
+      }
+    }
+  }
+  return state;
+}
+
+Matrix Backend::product_walk(const Matrix& a, const Matrix* previous) const {
+  Matrix state = previous ? multiply(*previous, a) : a;
+  for (std::int64_t i = 0; i < a.rows(); ++i) {
+    const std::span<double> row = state.row(i);
+    std::fill(row.begin() + i + 1, row.end(), 0.0);
+    const double total = std::accumulate(row.begin(), row.end(), 0.0);
+    if (total > 0.0) {
+      for (double& x : row) x /= total;
+    }
+  }
+  return state;
+}
+
+}  // namespace sw

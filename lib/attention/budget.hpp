@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+
+#include "attention/problem.hpp"
+#include "attention/selection.hpp"
+#include "core/tensor.hpp"
+
+/// From block scores to a selection (sketchwalk.md section 3): how many blocks a row keeps, which
+/// of them are forced, and the rest by score. Every policy ends here.
+namespace sw {
+
+enum class Phase { kPrefill, kDecode };
+
+struct Budget {
+  enum class Kind {
+    kAll,      ///< every causal block
+    kMatched,  ///< the share `density` of each row's area
+    kFixed,    ///< tau blocks a row
+    kRelease,  ///< the authors' release: quantile threshold, token-level window and sink
+  };
+  /// What a row keeps whatever its scores; the diagonal block always is.
+  enum class Forced {
+    kSinkAndWindow,  ///< the shares of `matched`, or one block each of `fixed`
+    kDiagonal,       ///< nothing else: all by score (oracle)
+    kSinkAndRecent,  ///< sink blocks, and recent blocks for the whole rest: no scores needed
+  };
+  Kind kind = Kind::kMatched;
+  Forced forced = Forced::kSinkAndWindow;
+  std::int64_t tau = 0;  ///< kFixed; 0 = max(1, floor(density * b + 0.5))
+  double window_frac = 0.05;
+  double sink_frac = 0.025;
+  double kfrac = 0.125;
+  bool release_sink_bug = true;
+};
+
+/// Scores of every (row, key block) pair, one matrix below the other for each row set.
+struct BlockScores {
+  std::int64_t groups = 1;
+  Matrix values;  ///< [groups * rows, key blocks]; empty when the budget needs no scores
+
+  std::span<const double> row(std::int64_t group, std::int64_t row, std::int64_t rows) const {
+    return values.row(group * rows + row);
+  }
+};
+
+/// m of the budget `matched`: blocks kept of `candidates`, for density rho in (0, 1].
+std::int64_t matched_blocks(double density, std::int64_t candidates);
+
+/// Selects the blocks of every row and row set. `density` is used by kMatched, and by kFixed when
+/// tau is 0. Throws Error(kInput) when a score is NaN.
+BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geometry,
+                             const Budget& budget, double density, Phase phase);
+
+}  // namespace sw

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+/// The feature-space sketch (sketchwalk.md section 1): a subsampled randomised Hadamard transform,
+/// and the parameters of the block transition matrix that is built from it.
+namespace sw {
+
+/// How block scores are formed from pooled queries and keys.
+struct SketchParams {
+  enum class Aggregation {
+    kPerHead,   ///< softmax a head, then the sum over heads (the authors' release)
+    kHeadMean,  ///< mean over heads first, one softmax (the preprint)
+  };
+  bool exact = false;           ///< score the pooled vectors without the transform
+  std::int64_t sketch_dim = 0;  ///< r; 0 or more than d' means d'
+  bool unbiased = false;        ///< H normalised so that y_q.y_k estimates q.k; else r/d' scaling
+  double temperature = 100.0;   ///< logits are divided by it
+  bool causal = false;          ///< mask key blocks j > i before the softmax
+  bool partial_mean = false;    ///< divide a pool by the tokens present instead of its size
+  Aggregation aggregation = Aggregation::kPerHead;
+  double sharpness = 1.0;       ///< elementwise power after the softmax
+  bool normalize = true;        ///< divide each row of the transition matrix by its sum
+  std::int64_t block = 64;      ///< B
+  std::int64_t query_pool = 0;  ///< tokens a pooled query, a divisor of B; 0 = B
+  std::int64_t key_pool = 0;    ///< tokens a pooled key, a divisor of B; 0 = B
+  std::uint64_t seed = 0;
+
+  std::int64_t tokens_per_query() const { return query_pool > 0 ? query_pool : block; }
+  std::int64_t tokens_per_key() const { return key_pool > 0 ? key_pool : block; }
+};
+
+/// Smallest power of two >= n (n >= 1).
+std::int64_t next_power_of_two(std::int64_t n);
+
+/// Signs, row sample and scales of one layer. Queries and keys of a layer, and all of its heads,
+/// share one transform.
+class Sketch {
+ public:
+  Sketch(const SketchParams& params, std::int64_t layer, std::int64_t head_dim);
+
+  /// Whether no score is lost: the sketch is exact, or keeps all d' rows.
+  bool is_full() const { return exact_ || rank_ == padded_; }
+  /// d', the padded dimension.
+  std::int64_t padded_dim() const { return padded_; }
+  /// Length of a transformed vector: r, or head_dim when the sketch is exact.
+  std::int64_t dim() const { return exact_ ? head_dim_ : rank_; }
+  std::span<const double> signs() const { return signs_; }
+  std::span<const std::int64_t> permutation() const { return permutation_; }
+
+  /// x [head_dim] -> y [dim()], with y(q).y(k) * logit_scale() the logit before the temperature.
+  void apply(const double* x, double* y) const;
+  double logit_scale() const { return logit_scale_; }
+
+ private:
+  std::int64_t head_dim_;
+  std::int64_t padded_;
+  std::int64_t rank_;
+  bool exact_;
+  double vector_scale_;
+  double logit_scale_;
+  std::vector<double> signs_;
+  std::vector<std::int64_t> permutation_;
+};
+
+}  // namespace sw

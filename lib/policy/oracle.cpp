@@ -1,0 +1,100 @@
+// Oracle: blocks ranked by the dense attention mass that they hold, the upper bound of every
+// block policy at the same granularity and number of blocks (metrics.md, oracle_gap).
+#include <cassert>
+
+#include "policy/registry.hpp"
+
+namespace sw {
+namespace {
+
+enum class Granularity { kLayer, kKvHead, kHead };
+
+struct OracleOptions {
+  Granularity granularity = Granularity::kLayer;
+  bool forced = false;
+  std::int64_t dense_layers = 2;
+
+  OptionSet bind() {
+    OptionSet set;
+    set.add<Granularity>("granularity", granularity,
+                         {{"layer", Granularity::kLayer},
+                          {"kv_head", Granularity::kKvHead},
+                          {"head", Granularity::kHead}},
+                         "what shares one selection; masses are summed over its heads");
+    set.add("forced", forced, "also force the sink and window blocks of the matched budget");
+    set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
+    return set;
+  }
+};
+
+class OraclePolicy final : public Policy {
+ public:
+  explicit OraclePolicy(const OracleOptions& options) : options_(options) {}
+
+  std::string name() const override { return "oracle"; }
+  std::string spec() const override {
+    OracleOptions actual = options_;
+    OracleOptions defaults;
+    return canonical_spec(name(), actual.bind(), defaults.bind());
+  }
+  std::int64_t dense_layers() const override { return options_.dense_layers; }
+  bool needs_mass() const override { return true; }
+  Budget budget() const override {
+    return {.forced = options_.forced ? Budget::Forced::kSinkAndWindow : Budget::Forced::kDiagonal};
+  }
+  BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
+    return rank(context);
+  }
+  BlockScores score_decode(const ScoreContext& context, WalkState&, DecodeCache&) const override {
+    return rank(context);
+  }
+
+ private:
+  BlockScores rank(const ScoreContext& context) const {
+    assert(context.mass != nullptr);
+    const BlockMass& mass = *context.mass;
+    BlockScores scores;
+    switch (options_.granularity) {
+      case Granularity::kLayer:
+        scores.groups = 1;
+        break;
+      case Granularity::kKvHead:
+        scores.groups = context.problem.num_kv_heads();
+        break;
+      case Granularity::kHead:
+        scores.groups = context.problem.num_heads();
+        break;
+    }
+    scores.values = Matrix(scores.groups * mass.rows, mass.cols);
+    const std::int64_t heads_per_group = mass.heads / scores.groups;
+    for (std::int64_t h = 0; h < mass.heads; ++h) {
+      for (std::int64_t r = 0; r < mass.rows; ++r) {
+        const auto row = mass.row(h, r);
+        const auto sum = scores.values.row(h / heads_per_group * mass.rows + r);
+        for (std::size_t j = 0; j < row.size(); ++j) sum[j] += row[j];
+      }
+    }
+    return scores;
+  }
+
+  OracleOptions options_;
+};
+
+}  // namespace
+
+PolicyEntry oracle_entry() {
+  return {[] {
+            OracleOptions defaults;
+            return MethodInfo{
+                "oracle", "blocks with the most dense attention mass: the upper bound",
+                "metrics.md, oracle_gap", "layer, KV head or head", defaults.bind().list()};
+          },
+          [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
+            OracleOptions options;
+            OptionSet set = options.bind();
+            apply_options(spec, set);
+            return std::make_unique<OraclePolicy>(options);
+          }};
+}
+
+}  // namespace sw

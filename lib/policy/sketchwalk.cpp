@@ -1,0 +1,416 @@
+// Sketch&Walk (Le et al., arXiv 2602.07397), with the forms of the preprint and of the authors'
+// release as presets of one policy (sketchwalk.md sections 1 to 5 and 9).
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "policy/registry.hpp"
+
+namespace sw {
+namespace {
+
+enum class Preset { kRelease, kPreprint };
+enum class Walk { kDamped, kProduct, kNone };
+using Aggregation = SketchParams::Aggregation;
+
+struct SketchWalkOptions {
+  Preset preset = Preset::kRelease;
+  SketchParams sketch;
+  Walk walk = Walk::kDamped;
+  double damping = 0.25;
+  std::int64_t degree = 3;
+  Budget budget;
+  std::int64_t dense_layers = 2;
+  std::int64_t query_window = 32;
+
+  explicit SketchWalkOptions(Preset form) : preset(form) {
+    sketch.sketch_dim = 128;
+    if (form == Preset::kRelease) return;
+    sketch.unbiased = true;
+    sketch.temperature = 1.0;
+    sketch.aggregation = Aggregation::kHeadMean;
+    sketch.sharpness = 8.0;
+    sketch.normalize = false;
+    walk = Walk::kProduct;
+  }
+
+  OptionSet bind() {
+    constexpr double kInf = std::numeric_limits<double>::infinity();
+    OptionSet set;
+    set.add<Preset>("preset", preset,
+                    {{"release", Preset::kRelease}, {"preprint", Preset::kPreprint}},
+                    "published form whose defaults the other options take");
+    set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
+    set.add<bool>("sketch", sketch.exact, {{"srht", false}, {"exact", true}},
+                  "Hadamard transform of the pooled vectors, or the vectors themselves");
+    set.add("sketch_dim", sketch.sketch_dim, 0, kNoLimit,
+            "sketch dimension r; 0 or more than the padded head dimension means all of it");
+    set.add<bool>("hadamard", sketch.unbiased, {{"unnormalized", false}, {"unbiased", true}},
+                  "scale of the transform: as released, or an unbiased estimate of q.k");
+    set.add("temperature", sketch.temperature, 0.0, kInf, true, "logits are divided by it");
+    set.add("causal_sketch", sketch.causal, "mask later blocks before the softmax");
+    set.add("partial_mean", sketch.partial_mean,
+            "divide a last, shorter pool by its own tokens instead of the pool size");
+    set.add<Aggregation>(
+        "aggregation", sketch.aggregation,
+        {{"per_head", Aggregation::kPerHead}, {"head_mean", Aggregation::kHeadMean}},
+        "softmax a head and sum, or the mean over heads first");
+    set.add("sharpness", sketch.sharpness, 0.0, kInf, true, "power of each softmax entry");
+    set.add("normalize_walk", sketch.normalize,
+            "divide each row of the transition matrix by its sum");
+    set.add<Walk>("walk", walk,
+                  {{"damped", Walk::kDamped}, {"product", Walk::kProduct}, {"none", Walk::kNone}},
+                  "how scores pass from layer to layer");
+    set.add("damping", damping, 0.0, 1.0, false, "beta of the damped walk");
+    set.add("degree", degree, 0, 64, "steps of the damped walk");
+    set.add<Budget::Kind>("budget", budget.kind,
+                          {{"matched", Budget::Kind::kMatched},
+                           {"fixed", Budget::Kind::kFixed},
+                           {"release", Budget::Kind::kRelease}},
+                          "blocks of a row: by density, a fixed count, or the release's quantile");
+    set.add("tau", budget.tau, 0, kNoLimit,
+            "blocks of a row for budget=fixed; 0 means density times the number of blocks");
+    set.add("window_frac", budget.window_frac, 0.0, 1.0, false,
+            "budget=release: window tokens / n");
+    set.add("sink_frac", budget.sink_frac, 0.0, 1.0, false, "budget=release: sink tokens / n");
+    set.add("kfrac", budget.kfrac, 0.0, 1.0, false,
+            "budget=release: share of the other blocks above the threshold");
+    set.add("release_sink_bug", budget.release_sink_bug,
+            "budget=release: use the window length as sink length, as the release does");
+    set.add("query_window", query_window, 1, kNoLimit, "decode: queries that score together");
+    set.add("query_pool", sketch.query_pool, 0, kNoLimit,
+            "tokens of a pooled query, a divisor of the block size; 0 means the block");
+    set.add("key_pool", sketch.key_pool, 0, kNoLimit,
+            "tokens of a pooled key, a divisor of the block size; 0 means the block");
+    return set;
+  }
+};
+
+/// Decode cache for aggregation=per_head (section 5, release).
+struct QueryWindowCache {
+  Matrix transition;
+  TokenPools keys;
+  HeadsTensor window;  ///< f32 [H, count, d]; the last `count` queries
+};
+
+/// Decode cache for aggregation=head_mean (section 5, preprint).
+struct BlockMeanCache {
+  TokenPools queries;
+  TokenPools keys;
+  Matrix logits;  ///< pooled queries x pooled keys, before the temperature
+};
+
+/// The last `keep` tokens of `old` (may be empty) followed by those of `x`, as f32.
+HeadsTensor last_tokens(const HeadsTensor& old, const HeadsView& x, std::int64_t keep) {
+  const std::int64_t total = old.tokens() + x.tokens;
+  const std::int64_t count = std::min(keep, total);
+  HeadsTensor window(DType::kF32, x.heads, count, x.dim);
+  for (std::int64_t h = 0; h < x.heads; ++h) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t t = total - count + i;
+      float* row = window.row<float>(h, i);
+      if (t < old.tokens()) {
+        std::copy_n(old.row<float>(h, t), x.dim, row);
+      } else {
+        x.load_row(h, t - old.tokens(), row);
+      }
+    }
+  }
+  return window;
+}
+
+/// Head mean of pool u, transformed.
+std::vector<double> sketched_mean(const TokenPools& pools, std::int64_t u, const Sketch& sketch,
+                                  bool partial_mean) {
+  std::vector<double> sum(static_cast<std::size_t>(pools.dim()), 0.0);
+  std::vector<double> mean(sum.size());
+  for (std::int64_t h = 0; h < pools.heads(); ++h) {
+    pools.mean(h, u, partial_mean, mean.data());
+    for (std::size_t j = 0; j < sum.size(); ++j) sum[j] += mean[j];
+  }
+  for (double& x : sum) x /= static_cast<double>(pools.heads());
+  std::vector<double> y(static_cast<std::size_t>(sketch.dim()));
+  sketch.apply(sum.data(), y.data());
+  return y;
+}
+
+class SketchWalkPolicy final : public Policy {
+ public:
+  SketchWalkPolicy(SketchWalkOptions options, std::uint64_t seed) : options_(std::move(options)) {
+    options_.sketch.seed = seed;
+  }
+
+  std::string name() const override { return "sketchwalk"; }
+  std::string spec() const override {
+    SketchWalkOptions actual = options_;
+    SketchWalkOptions defaults(actual.preset);
+    return canonical_spec(name(), actual.bind(), defaults.bind(), {"preset"});
+  }
+  std::int64_t dense_layers() const override { return options_.dense_layers; }
+  bool takes_density() const override {
+    return options_.budget.kind == Budget::Kind::kMatched ||
+           (options_.budget.kind == Budget::Kind::kFixed && options_.budget.tau == 0);
+  }
+  Budget budget() const override { return options_.budget; }
+
+  BlockScores score_prefill(const ScoreContext& context, WalkState& walk,
+                            DecodeCache* cache) const override;
+  BlockScores score_decode(const ScoreContext& context, WalkState& walk,
+                           DecodeCache& cache) const override;
+
+ private:
+  SketchParams params_for(const BlockGeometry& geometry) const;
+  /// Row c of the transition matrix for the newest query, and the matrix updated with it.
+  Matrix& update_query_window(const ScoreContext& context, const SketchParams& params,
+                              QueryWindowCache& cache, std::vector<double>& row) const;
+  Matrix update_block_means(const ScoreContext& context, const SketchParams& params,
+                            BlockMeanCache& cache) const;
+  std::vector<double> walk_row(const std::vector<double>& row, const Matrix& transition,
+                               WalkState& walk) const;
+
+  SketchWalkOptions options_;
+};
+
+SketchParams SketchWalkPolicy::params_for(const BlockGeometry& geometry) const {
+  SketchParams params = options_.sketch;
+  params.block = geometry.block;
+  for (const auto& [name, pool] :
+       {std::pair{"query_pool", params.query_pool}, std::pair{"key_pool", params.key_pool}}) {
+    if (pool > 0 && params.block % pool != 0) {
+      throw Error(ErrorKind::kUsage, "option '" + std::string(name) + "': " + std::to_string(pool) +
+                                         " does not divide the block size " +
+                                         std::to_string(params.block));
+    }
+  }
+  return params;
+}
+
+BlockScores SketchWalkPolicy::score_prefill(const ScoreContext& context, WalkState& walk,
+                                            DecodeCache* cache) const {
+  const SketchParams params = params_for(context.geometry);
+  const AttentionProblem& problem = context.problem;
+  Matrix a = context.backend.transition(problem, params, context.times);
+  BlockScores scores;
+  {
+    const StageTimer timer(context.times, Stage::kWalk);
+    const Matrix* previous = walk.matrix.empty() ? nullptr : &walk.matrix;
+    switch (options_.walk) {
+      case Walk::kDamped:
+        scores.values = context.backend.damped_walk(a, previous, options_.damping, options_.degree);
+        break;
+      case Walk::kProduct:
+        scores.values = context.backend.product_walk(a, previous);
+        break;
+      case Walk::kNone:
+        scores.values = a;
+        break;
+    }
+    if (options_.walk != Walk::kNone) walk.matrix = scores.values;
+  }
+  if (cache == nullptr) return scores;
+  TokenPools keys(problem.num_kv_heads(), problem.head_dim(), params.tokens_per_key());
+  keys.append(problem.k);
+  if (params.aggregation == Aggregation::kPerHead) {
+    cache->value = std::make_shared<QueryWindowCache>(QueryWindowCache{
+        std::move(a), std::move(keys), last_tokens({}, problem.q, options_.query_window)});
+    return scores;
+  }
+  TokenPools queries(problem.num_heads(), problem.head_dim(), params.tokens_per_query());
+  queries.append(problem.q);
+  const Sketch sketch(params, problem.layer, problem.head_dim());
+  Matrix logits(queries.count(), keys.count());
+  std::vector<std::vector<double>> yk;
+  for (std::int64_t v = 0; v < keys.count(); ++v) {
+    yk.push_back(sketched_mean(keys, v, sketch, params.partial_mean));
+  }
+  parallel_for(queries.count(), [&](std::int64_t u, int) {
+    const std::vector<double> yq = sketched_mean(queries, u, sketch, params.partial_mean);
+    for (std::int64_t v = 0; v < keys.count(); ++v) {
+      logits(u, v) =
+          sketch.logit_scale() * std::inner_product(yq.begin(), yq.end(), yk[v].begin(), 0.0);
+    }
+  });
+  cache->value = std::make_shared<BlockMeanCache>(
+      BlockMeanCache{std::move(queries), std::move(keys), std::move(logits)});
+  return scores;
+}
+
+BlockScores SketchWalkPolicy::score_decode(const ScoreContext& context, WalkState& walk,
+                                           DecodeCache& cache) const {
+  const SketchParams params = params_for(context.geometry);
+  const std::int64_t c = context.geometry.key_blocks() - 1;
+  std::vector<double> score;
+  if (params.aggregation == Aggregation::kPerHead) {
+    auto& state = *std::any_cast<std::shared_ptr<QueryWindowCache>&>(cache.value);
+    std::vector<double> row;
+    const Matrix& a = update_query_window(context, params, state, row);
+    const StageTimer timer(context.times, Stage::kWalk);
+    score = walk_row(row, a, walk);
+  } else {
+    auto& state = *std::any_cast<std::shared_ptr<BlockMeanCache>&>(cache.value);
+    const Matrix w = update_block_means(context, params, state);
+    const StageTimer timer(context.times, Stage::kWalk);
+    score = walk_row({w.row(c).begin(), w.row(c).end()}, w, walk);
+  }
+  BlockScores scores{1, Matrix(1, c + 1)};
+  std::copy(score.begin(), score.end(), scores.values.row(0).begin());
+  return scores;
+}
+
+Matrix& SketchWalkPolicy::update_query_window(const ScoreContext& context,
+                                              const SketchParams& params, QueryWindowCache& cache,
+                                              std::vector<double>& row) const {
+  const AttentionProblem& problem = context.problem;
+  {
+    const StageTimer timer(context.times, Stage::kPool);
+    cache.window = last_tokens(cache.window, problem.q, options_.query_window);
+    cache.keys.append(problem.k.tokens_slice(cache.keys.tokens(), problem.tokens()));
+  }
+  const StageTimer timer(context.times, Stage::kSketch);
+  row = context.backend.query_row(cache.window.view(), cache.keys, params, problem.layer);
+  const auto b = static_cast<std::int64_t>(row.size());
+  const std::int64_t c = b - 1;
+  Matrix& a = cache.transition;
+  if (a.rows() < b) {
+    Matrix grown(b, b);
+    for (std::int64_t i = 0; i < a.rows(); ++i) {
+      std::copy(a.row(i).begin(), a.row(i).end(), grown.row(i).begin());
+    }
+    for (std::int64_t i = a.rows(); i < b; ++i) {
+      std::copy(row.begin(), row.end(), grown.row(i).begin());
+    }
+    a = std::move(grown);
+  }
+  const std::int64_t step = (problem.tokens() - 1) % params.block;
+  const double alpha = 1.0 / static_cast<double>(step + 1);
+  const auto normalize = [](std::span<double> values) {
+    const double total = std::accumulate(values.begin(), values.end(), 0.0);
+    for (double& x : values) x /= total;
+  };
+  for (std::int64_t j = 0; j < b; ++j) a(c, j) = (1.0 - alpha) * a(c, j) + alpha * row[j];
+  normalize(a.row(c));
+  for (std::int64_t i = 0; i < b; ++i) a(i, c) = (1.0 - alpha) * a(i, c) + alpha * row[i];
+  for (std::int64_t i = 0; i < b; ++i) normalize(a.row(i));
+  return a;
+}
+
+Matrix SketchWalkPolicy::update_block_means(const ScoreContext& context, const SketchParams& params,
+                                            BlockMeanCache& cache) const {
+  const AttentionProblem& problem = context.problem;
+  {
+    const StageTimer timer(context.times, Stage::kPool);
+    cache.queries.append(problem.q);
+    cache.keys.append(problem.k.tokens_slice(cache.keys.tokens(), problem.tokens()));
+  }
+  const StageTimer timer(context.times, Stage::kSketch);
+  const Sketch sketch(params, problem.layer, problem.head_dim());
+  const std::int64_t rows = cache.queries.count();
+  const std::int64_t cols = cache.keys.count();
+  if (cache.logits.rows() < rows || cache.logits.cols() < cols) {
+    Matrix grown(rows, cols);
+    for (std::int64_t i = 0; i < cache.logits.rows(); ++i) {
+      std::copy(cache.logits.row(i).begin(), cache.logits.row(i).end(), grown.row(i).begin());
+    }
+    cache.logits = std::move(grown);
+  }
+  const auto set_logit = [&](std::int64_t u, std::int64_t v, const std::vector<double>& yq,
+                             const std::vector<double>& yk) {
+    cache.logits(u, v) =
+        sketch.logit_scale() * std::inner_product(yq.begin(), yq.end(), yk.begin(), 0.0);
+  };
+  const auto last_q = sketched_mean(cache.queries, rows - 1, sketch, params.partial_mean);
+  const auto last_k = sketched_mean(cache.keys, cols - 1, sketch, params.partial_mean);
+  for (std::int64_t v = 0; v < cols; ++v) {
+    set_logit(rows - 1, v, last_q, sketched_mean(cache.keys, v, sketch, params.partial_mean));
+  }
+  for (std::int64_t u = 0; u < rows; ++u) {
+    set_logit(u, cols - 1, sketched_mean(cache.queries, u, sketch, params.partial_mean), last_k);
+  }
+
+  const std::int64_t b = context.geometry.key_blocks();
+  const std::int64_t queries_per_block = params.block / params.tokens_per_query();
+  const std::int64_t keys_per_block = params.block / params.tokens_per_key();
+  Matrix w(b, b);
+  for (std::int64_t i = 0; i < b; ++i) {
+    const std::int64_t begin = i * queries_per_block;
+    const std::int64_t end = std::min(begin + queries_per_block, rows);
+    const std::int64_t visible = params.causal ? std::min((i + 1) * keys_per_block, cols) : cols;
+    for (std::int64_t u = begin; u < end; ++u) {
+      const auto logits = cache.logits.row(u).first(static_cast<std::size_t>(visible));
+      std::vector<double> p(logits.begin(), logits.end());
+      const double largest = *std::max_element(p.begin(), p.end());
+      double total = 0.0;
+      for (double& x : p) total += x = std::exp((x - largest) / params.temperature);
+      for (std::int64_t v = 0; v < visible; ++v) w(i, v / keys_per_block) += p[v] / total;
+    }
+    double total = 0.0;
+    for (double& x : w.row(i)) {
+      total += x = std::pow(x / static_cast<double>(end - begin), params.sharpness);
+    }
+    if (params.normalize) {
+      for (double& x : w.row(i)) x /= total;
+    }
+  }
+  return w;
+}
+
+std::vector<double> SketchWalkPolicy::walk_row(const std::vector<double>& row,
+                                               const Matrix& transition, WalkState& walk) const {
+  const auto times = [&](const std::vector<double>& x) {
+    std::vector<double> product(x.size(), 0.0);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::span<const double> from = transition.row(static_cast<std::int64_t>(i));
+      for (std::size_t j = 0; j < x.size(); ++j) product[j] += x[i] * from[j];
+    }
+    return product;
+  };
+  if (options_.walk == Walk::kDamped) {
+    std::vector<double> state = row;
+    if (options_.damping == 0.0) return state;
+    for (std::int64_t step = 0; step < options_.degree; ++step) {
+      state = times(state);
+      for (std::size_t j = 0; j < row.size(); ++j) {
+        state[j] = (1.0 - options_.damping) * row[j] + options_.damping * state[j];
+      }
+    }
+    return state;
+  }
+  if (options_.walk == Walk::kNone) return row;
+  walk.row = walk.row.empty() ? row : times(walk.row);
+  const double total = std::accumulate(walk.row.begin(), walk.row.end(), 0.0);
+  if (total > 0.0) {
+    for (double& x : walk.row) x /= total;  // only the order matters; keeps deep models in range
+  }
+  return walk.row;
+}
+
+}  // namespace
+
+PolicyEntry sketchwalk_entry() {
+  return {[] {
+            SketchWalkOptions defaults(Preset::kRelease);
+            return MethodInfo{"sketchwalk",
+                              "Sketch&Walk; preset=preprint changes the defaults of hadamard, "
+                              "temperature, aggregation, sharpness, normalize_walk and walk to "
+                              "unbiased, 1, head_mean, 8, false and product",
+                              "Le et al., arXiv 2602.07397, and the authors' release", "layer",
+                              defaults.bind().list()};
+          },
+          [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
+            // The preset comes first, wherever it stands: it sets the other options' defaults.
+            SketchWalkOptions preset(Preset::kRelease);
+            OptionSet preset_set = preset.bind();
+            for (const auto& [name, value] : spec.options) {
+              if (name == "preset") apply_options({spec.name, {{name, value}}}, preset_set);
+            }
+            SketchWalkOptions options(preset.preset);
+            OptionSet set = options.bind();
+            apply_options(spec, set);
+            return std::make_unique<SketchWalkPolicy>(options, seed);
+          }};
+}
+
+}  // namespace sw

@@ -1,0 +1,79 @@
+#include <gtest/gtest.h>
+
+#include "core/error.hpp"
+#include "policy/list.hpp"
+
+namespace sw {
+namespace {
+
+/// The error of making `spec`, as "message | hint".
+std::string error_of(const std::string& spec) {
+  try {
+    make_policy(spec, 0);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    return std::string(error.what()) + " | " + error.hint();
+  }
+  return "no error";
+}
+
+TEST(MethodSpec, CanonicalFormNamesWhatDiffersFromThePreset) {
+  EXPECT_EQ(make_policy("dense", 0)->spec(), "dense");
+  EXPECT_EQ(make_policy("oracle", 0)->spec(), "oracle");
+  EXPECT_EQ(make_policy("oracle:granularity=layer,forced=true", 0)->spec(), "oracle:forced=true");
+  EXPECT_EQ(make_policy("sketchwalk", 0)->spec(), "sketchwalk:preset=release");
+  EXPECT_EQ(make_policy("sketchwalk:temperature=100", 0)->spec(), "sketchwalk:preset=release");
+  EXPECT_EQ(make_policy("sketchwalk:sketch_dim=64,preset=preprint,sharpness=4", 0)->spec(),
+            "sketchwalk:preset=preprint,sketch_dim=64,sharpness=4");
+}
+
+TEST(MethodSpec, CanonicalFormReadsBackAsItself) {
+  for (const std::string spec :
+       {"sketchwalk:preset=preprint,walk=damped,damping=0.5", "random:dense_layers=0",
+        "sketchwalk:budget=release,release_sink_bug=false,kfrac=0.25", "sink_window"}) {
+    const std::string canonical = make_policy(spec, 0)->spec();
+    EXPECT_EQ(make_policy(canonical, 0)->spec(), canonical);
+  }
+}
+
+TEST(MethodSpec, EveryListedOptionTakesItsDefault) {
+  for (const MethodInfo& method : list_methods()) {
+    EXPECT_FALSE(method.summary.empty());
+    EXPECT_FALSE(method.source.empty());
+    const std::string plain = make_policy(method.name, 0)->spec();
+    for (const OptionInfo& option : method.options) {
+      EXPECT_FALSE(option.help.empty()) << option.name;
+      EXPECT_EQ(
+          make_policy(method.name + ":" + option.name + "=" + option.default_value, 0)->spec(),
+          plain);
+    }
+  }
+}
+
+TEST(MethodSpec, MistakesAreNamedWithTheNearestName) {
+  EXPECT_EQ(error_of("sketchwlk"),
+            "unknown method 'sketchwlk' | did you mean 'sketchwalk'? (sw-eval methods lists all)");
+  EXPECT_EQ(error_of("sketchwalk:tempreature=3"),
+            "method 'sketchwalk': unknown option 'tempreature' | did you mean 'temperature'?");
+  EXPECT_EQ(
+      error_of("sketchwalk:preset=relaese"),
+      "method 'sketchwalk': option 'preset' has no value 'relaese' | did you mean 'release'?");
+  EXPECT_EQ(error_of("dense:x=1"),
+            "method 'dense': unknown option 'x' | this method has no options");
+  EXPECT_EQ(error_of("zzz").rfind("unknown method 'zzz' | known: dense, ", 0), 0u);
+}
+
+TEST(MethodSpec, ValuesAreChecked) {
+  for (const char* spec :
+       {"", ":", "sketchwalk:", "sketchwalk:damping", "sketchwalk:=1", "sketchwalk:damping=",
+        "sketchwalk:damping=1.5", "sketchwalk:damping=nan", "sketchwalk:damping=0x1p-1",
+        "sketchwalk:temperature=0", "sketchwalk:temperature=-1", "sketchwalk:temperature=inf",
+        "sketchwalk:degree=1.5", "sketchwalk:degree=99999999999999999999", "sketchwalk:degree=-1",
+        "sketchwalk:damping=0.1,damping=0.2", "sketchwalk:causal_sketch=yes",
+        "oracle:granularity=token", "sketchwalk:query_window=0"}) {
+    EXPECT_THROW(make_policy(spec, 0), Error) << spec;
+  }
+}
+
+}  // namespace
+}  // namespace sw
