@@ -99,22 +99,21 @@ class Pool {
   std::exception_ptr error_;
 };
 
-std::mutex pool_mutex;
-int configured_threads = 0;
+std::mutex pool_mutex;  // guards `pool`; held while a loop runs
 std::unique_ptr<Pool> pool;
+std::atomic<int> configured_threads{0};  // 0: not chosen yet
 
 }  // namespace
 
 void set_num_threads(int threads) {
   std::lock_guard lock(pool_mutex);
   pool.reset();
-  configured_threads = std::max(1, threads);
+  configured_threads.store(std::max(1, threads));
 }
 
 int num_threads() {
-  std::lock_guard lock(pool_mutex);
-  if (configured_threads == 0) configured_threads = available_cpus();
-  return configured_threads;
+  const int threads = configured_threads.load();
+  return threads > 0 ? threads : available_cpus();
 }
 
 void parallel_for(std::int64_t count, const std::function<void(std::int64_t, int)>& body) {
