@@ -19,7 +19,7 @@ void RowAttention::begin(std::int64_t heads, std::int64_t queries, std::int64_t 
   ot_.assign(lanes * static_cast<std::size_t>(dim), 0.0f);
   m_.assign(lanes, -std::numeric_limits<float>::infinity());
   l_.assign(lanes, 0.0f);
-  s_.resize(static_cast<std::size_t>(kTileKeys * kLanes));
+  s_.resize(std::size_t{kTileKeys} * kLanes);
   position_.assign(lanes, -1);
   tile_block_.clear();
   tile_sum_.clear();

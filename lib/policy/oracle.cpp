@@ -32,11 +32,7 @@ class OraclePolicy final : public Policy {
   explicit OraclePolicy(const OracleOptions& options) : options_(options) {}
 
   std::string name() const override { return "oracle"; }
-  std::string spec() const override {
-    OracleOptions actual = options_;
-    OracleOptions defaults;
-    return canonical_spec(name(), actual.bind(), defaults.bind());
-  }
+  std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
   bool needs_mass() const override { return true; }
   Budget budget() const override {
@@ -90,10 +86,7 @@ PolicyEntry oracle_entry() {
                 "metrics.md, oracle_gap", "layer, KV head or head", defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
-            OracleOptions options;
-            OptionSet set = options.bind();
-            apply_options(spec, set);
-            return std::make_unique<OraclePolicy>(options);
+            return std::make_unique<OraclePolicy>(parse_options<OracleOptions>(spec));
           }};
 }
 

@@ -5,26 +5,13 @@
 namespace sw {
 namespace {
 
-struct RandomOptions {
-  std::int64_t dense_layers = 2;
-
-  OptionSet bind() {
-    OptionSet set;
-    set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
-    return set;
-  }
-};
-
 class RandomPolicy final : public Policy {
  public:
-  RandomPolicy(const RandomOptions& options, std::uint64_t seed) : options_(options), seed_(seed) {}
+  RandomPolicy(const DenseLayersOptions& options, std::uint64_t seed)
+      : options_(options), seed_(seed) {}
 
   std::string name() const override { return "random"; }
-  std::string spec() const override {
-    RandomOptions actual = options_;
-    RandomOptions defaults;
-    return canonical_spec(name(), actual.bind(), defaults.bind());
-  }
+  std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
   Budget budget() const override { return {}; }
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
@@ -48,7 +35,7 @@ class RandomPolicy final : public Policy {
     return scores;
   }
 
-  RandomOptions options_;
+  DenseLayersOptions options_;
   std::uint64_t seed_;
 };
 
@@ -56,15 +43,12 @@ class RandomPolicy final : public Policy {
 
 PolicyEntry random_entry() {
   return {[] {
-            RandomOptions defaults;
+            DenseLayersOptions defaults;
             return MethodInfo{"random", "sink, window, and random blocks for the rest",
                               "baseline; --seed chooses the draw", "layer", defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
-            RandomOptions options;
-            OptionSet set = options.bind();
-            apply_options(spec, set);
-            return std::make_unique<RandomPolicy>(options, seed);
+            return std::make_unique<RandomPolicy>(parse_options<DenseLayersOptions>(spec), seed);
           }};
 }
 

@@ -24,4 +24,30 @@ PolicyEntry random_entry();
 /// Sets every option of `spec`. An error names the method.
 void apply_options(const MethodSpec& spec, OptionSet& options);
 
+/// Options of type Options (default-constructible, with `bind`), as `spec` sets them.
+template <class Options>
+Options parse_options(const MethodSpec& spec) {
+  Options options;
+  OptionSet set = options.bind();
+  apply_options(spec, set);
+  return options;
+}
+
+template <class Options>
+std::string spec_of(const std::string& name, Options actual) {
+  Options defaults;
+  return canonical_spec(name, actual.bind(), defaults.bind());
+}
+
+/// For policies that have no other option.
+struct DenseLayersOptions {
+  std::int64_t dense_layers = 2;
+
+  OptionSet bind() {
+    OptionSet set;
+    set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
+    return set;
+  }
+};
+
 }  // namespace sw

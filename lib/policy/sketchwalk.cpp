@@ -139,7 +139,7 @@ std::vector<double> sketched_mean(const TokenPools& pools, std::int64_t u, const
 
 class SketchWalkPolicy final : public Policy {
  public:
-  SketchWalkPolicy(SketchWalkOptions options, std::uint64_t seed) : options_(std::move(options)) {
+  SketchWalkPolicy(const SketchWalkOptions& options, std::uint64_t seed) : options_(options) {
     options_.sketch.seed = seed;
   }
 

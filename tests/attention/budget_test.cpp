@@ -52,8 +52,7 @@ TEST(Budget, EqualScoresTakeTheMoreRecentBlock) {
   const BlockGeometry g{4, 0, 40};
   Budget budget;
   budget.forced = Budget::Forced::kDiagonal;
-  const BlockSelection s =
-      select_blocks({1, Matrix(10, 10, 1.0)}, g, budget, 0.3, Phase::kPrefill);
+  const BlockSelection s = select_blocks({1, Matrix(10, 10, 1.0)}, g, budget, 0.3, Phase::kPrefill);
   for (std::int64_t r = 0; r < 10; ++r) {
     const auto blocks = s.blocks(0, r);
     EXPECT_EQ(blocks.front(), r + 1 - static_cast<std::int64_t>(blocks.size()));
@@ -82,7 +81,7 @@ TEST(Budget, RaisingAKeptBlockChangesNothing) {
 
 TEST(Budget, MatchedCounts) {
   EXPECT_EQ(matched_blocks(0.2, 1), 1);
-  EXPECT_EQ(matched_blocks(0.2, 6), 2);    // floor(0.2 * 5.5 + 1)
+  EXPECT_EQ(matched_blocks(0.2, 6), 2);     // floor(0.2 * 5.5 + 1)
   EXPECT_EQ(matched_blocks(0.2, 128), 26);  // floor(25.5 + 1)
   EXPECT_EQ(matched_blocks(1.0, 77), 77);
   EXPECT_EQ(matched_blocks(1e-9, 77), 1);

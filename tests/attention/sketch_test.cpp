@@ -18,9 +18,8 @@ TEST(Sketch, SignsAndPermutationMatchTheGoldens) {
     const Sketch sketch(params, c.at("layer"), c.at("dim"));
     EXPECT_EQ(std::vector<double>(sketch.signs().begin(), sketch.signs().end()),
               c.at("signs").get<std::vector<double>>());
-    EXPECT_EQ(
-        std::vector<std::int64_t>(sketch.permutation().begin(), sketch.permutation().end()),
-        c.at("perm").get<std::vector<std::int64_t>>());
+    EXPECT_EQ(std::vector<std::int64_t>(sketch.permutation().begin(), sketch.permutation().end()),
+              c.at("perm").get<std::vector<std::int64_t>>());
   }
 }
 

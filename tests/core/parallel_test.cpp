@@ -33,9 +33,7 @@ TEST_F(ParallelTest, EveryIndexOnceWithAValidThread) {
 TEST_F(ParallelTest, NestedLoopsRun) {
   set_num_threads(4);
   std::atomic<int> total{0};
-  parallel_for(8, [&](std::int64_t, int) {
-    parallel_for(8, [&](std::int64_t, int) { ++total; });
-  });
+  parallel_for(8, [&](std::int64_t, int) { parallel_for(8, [&](std::int64_t, int) { ++total; }); });
   EXPECT_EQ(total, 64);
 }
 
