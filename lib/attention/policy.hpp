@@ -22,8 +22,8 @@ struct WalkState {
   std::vector<double> row;  ///< decode step: R[c, :] of the layer before (preset `preprint`)
 };
 
-/// What a policy keeps of one layer between decode steps; made by the prefill, updated by each step.
-/// A handle: copies share what they refer to.
+/// What a policy keeps of one layer between decode steps; made by the prefill, updated by each
+/// step. A handle: copies share what they refer to.
 struct DecodeCache {
   std::any value;
 };

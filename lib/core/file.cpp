@@ -46,7 +46,8 @@ Descriptor open_for_reading(const std::string& path, struct stat& info) {
                 "check the path and its permissions");
   }
   if (S_ISDIR(info.st_mode)) {
-    throw Error(ErrorKind::kInput, "'" + path + "' is a folder, a file was expected");
+    throw Error(ErrorKind::kInput, "'" + path + "' is a folder, a file was expected",
+                "give the name of a file in it");
   }
   return Descriptor(fd.release());
 }

@@ -81,9 +81,10 @@ class OraclePolicy final : public Policy {
 PolicyEntry oracle_entry() {
   return {[] {
             OracleOptions defaults;
-            return MethodInfo{
-                "oracle", "blocks with the most dense attention mass: the upper bound",
-                "metrics.md, oracle_gap", "layer, KV head or head", defaults.bind().list()};
+            return MethodInfo{"oracle",
+                              "blocks with the most dense attention mass: the upper bound",
+                              "definition: the most mass at the same number of blocks",
+                              "layer, KV head or head", defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
             return std::make_unique<OraclePolicy>(parse_options<OracleOptions>(spec));

@@ -14,8 +14,7 @@ std::vector<DeviceInfo> list_devices(std::string& why) {
   }
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties{};
-    if (const cudaError_t status = cudaGetDeviceProperties(&properties, i);
-        status != cudaSuccess) {
+    if (const cudaError_t status = cudaGetDeviceProperties(&properties, i); status != cudaSuccess) {
       why = cudaGetErrorString(status);
       return devices;
     }

@@ -1,0 +1,472 @@
+#include "eval/evaluate.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/error.hpp"
+#include "core/progress.hpp"
+#include "core/text.hpp"
+#include "eval/attribution.hpp"
+#include "metric/answer_recall.hpp"
+#include "metric/cosine.hpp"
+#include "metric/density.hpp"
+#include "metric/mass_recall.hpp"
+#include "metric/oracle_gap.hpp"
+#include "metric/output_error.hpp"
+#include "metric/topk_recall.hpp"
+#include "policy/list.hpp"
+
+namespace sw {
+namespace {
+
+/// A policy with everything that changes while it runs over one trace.
+struct Walker {
+  const Policy* policy = nullptr;
+  WalkState prefill;
+  std::vector<WalkState> steps;  ///< one a decode step: the loop over layers is the outer one
+  DecodeCache cache;             ///< of the current layer
+
+  void prefill_scores(const ScoreContext& context, bool decode_follows, BlockScores& scores) {
+    cache = DecodeCache();
+    scores = policy->score_prefill(context, prefill, decode_follows ? &cache : nullptr);
+  }
+};
+
+struct Method {
+  Walker main;
+  std::unique_ptr<Policy> exact_policy;
+  std::unique_ptr<Policy> sketch_policy;
+  Walker exact;  ///< set when attribution is wanted
+  Walker sketch_only;
+  std::vector<std::optional<double>> densities;
+  std::vector<std::size_t> prefill_cells;  ///< by density; empty when the phase is not evaluated
+  std::vector<std::size_t> decode_cells;
+
+  bool attributed() const { return exact.policy != nullptr; }
+  bool sparse_at(std::int64_t layer) const { return layer >= main.policy->dense_layers(); }
+};
+
+/// Scores of a method and of its attribution variants for the same rows.
+struct Scores {
+  std::shared_ptr<BlockScores> main = std::make_shared<BlockScores>();
+  BlockScores exact;
+  BlockScores sketch_only;
+  StageTimes times;  ///< of the main scores
+};
+
+/// The attention problem under evaluation with its dense results, and where its values go.
+struct Site {
+  const AttentionProblem& problem;
+  BlockGeometry geometry;
+  const AttentionOutput& dense;
+  const BlockMass& mass;
+  AttentionOutput& scratch;  ///< for sparse outputs
+  std::int64_t layer_index;  ///< in the records
+  std::int64_t column;       ///< first column in the records
+  std::int64_t step;         ///< decode step or -1
+};
+
+class TraceEvaluation {
+ public:
+  TraceEvaluation(const TraceReader& trace, std::size_t input,
+                  std::span<const std::unique_ptr<Policy>> policies, const EvalOptions& options,
+                  const Backend& backend, bool quiet)
+      : trace_(trace),
+        info_(trace.info()),
+        options_(options),
+        backend_(backend),
+        steps_(options.decode ? info_.total_tokens - info_.prefill_tokens : 0) {
+    check_options();
+    for (const TokenSpan& span : info_.answer_spans) spans_.emplace_back(span.begin, span.end);
+    for (std::int64_t layer = std::max(options.first_layer, info_.first_layer);
+         layer < options.end_layer && layer <= info_.last_layer(); ++layer) {
+      layers_.push_back(layer);
+    }
+    for (const auto& policy : policies) add_method(*policy, input);
+    progress_ = std::make_unique<Progress>("evaluating", total_work(), quiet);
+  }
+
+  std::vector<CellRecord> run() {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (std::none_of(cells_.begin(), cells_.end(),
+                       [](const CellRecord& c) { return c.status == CellStatus::kOk; })) {
+        break;
+      }
+      try {
+        const TraceLayer data = trace_.layer(layers_[i]);
+        evaluate_layer(data, static_cast<std::int64_t>(i));
+      } catch (const Error& error) {
+        for (CellRecord& cell : cells_) fail(cell, error, layers_[i]);
+      }
+    }
+    return std::move(cells_);
+  }
+
+ private:
+  void check_options() const {
+    if (options_.block < 1) throw Error(ErrorKind::kUsage, "the block size must be at least 1");
+    for (double density : options_.densities) {
+      if (!(density > 0.0 && density <= 1.0)) {
+        throw Error(ErrorKind::kUsage, "density " + format_double(density) + " is outside (0, 1]",
+                    "0.2 keeps a fifth of the causal pairs");
+      }
+    }
+    if (options_.decode && !options_.prefill && steps_ == 0) {
+      throw Error(ErrorKind::kUsage, "'" + trace_.path() + "' has no decode steps",
+                  "use --phase prefill, or capture a trace with decode steps");
+    }
+    if (options_.first_layer > info_.last_layer() || options_.end_layer <= info_.first_layer ||
+        options_.first_layer >= options_.end_layer) {
+      throw Error(ErrorKind::kUsage, "the layers asked for are not in '" + trace_.path() + "'",
+                  "it holds layers " + std::to_string(info_.first_layer) + " to " +
+                      std::to_string(info_.last_layer()));
+    }
+  }
+
+  void add_method(const Policy& policy, std::size_t input) {
+    Method method;
+    method.main.policy = &policy;
+    method.main.steps.resize(static_cast<std::size_t>(steps_));
+    if (const auto specs = attribution_specs(policy); specs && options_.attribution) {
+      method.exact_policy = make_policy(specs->exact, options_.seed);
+      method.sketch_policy = make_policy(specs->sketch_only, options_.seed);
+      method.exact = method.main;
+      method.exact.policy = method.exact_policy.get();
+      method.sketch_only = method.main;
+      method.sketch_only.policy = method.sketch_policy.get();
+    }
+    if (policy.takes_density()) {
+      method.densities.assign(options_.densities.begin(), options_.densities.end());
+    } else {
+      method.densities = {std::nullopt};
+    }
+    for (const auto& density : method.densities) {
+      if (options_.prefill) {
+        method.prefill_cells.push_back(add_cell(policy, method, density, input, Phase::kPrefill));
+      }
+      if (steps_ > 0) {
+        method.decode_cells.push_back(add_cell(policy, method, density, input, Phase::kDecode));
+      }
+    }
+    methods_.push_back(std::move(method));
+  }
+
+  std::size_t add_cell(const Policy& policy, const Method& method, std::optional<double> density,
+                       std::size_t input, Phase phase) {
+    CellRecord cell;
+    cell.method = policy.spec();
+    cell.name = policy.name();
+    cell.density = density;
+    cell.input = input;
+    cell.phase = phase;
+    cell.block = options_.block;
+    cell.shares_scores = method.densities.size() > 1;
+    cell.has_own_scores = !policy.needs_mass();
+    if (!method.sparse_at(layers_.back())) {
+      cell.status = CellStatus::kSkipped;
+      cell.reason = "all evaluated layers attend densely (dense_layers=" +
+                    std::to_string(policy.dense_layers()) +
+                    "); set dense_layers=0 or evaluate later layers";
+    } else {
+      allocate(cell, method);
+    }
+    cells_.push_back(std::move(cell));
+    return cells_.size() - 1;
+  }
+
+  /// Values of dense layers by identity; sparse layers overwrite theirs.
+  void allocate(CellRecord& cell, const Method& method) const {
+    const auto layers = static_cast<std::int64_t>(layers_.size());
+    const bool prefill = cell.phase == Phase::kPrefill;
+    const std::int64_t columns =
+        prefill ? BlockGeometry{options_.block, 0, info_.prefill_tokens}.rows() : steps_;
+    for (const MetricInfo& metric : list_metrics()) {
+      // The number of row sets is known with the first selection.
+      if (metric.per_set || (metric.from_output && !options_.output_error)) continue;
+      cell.metric(metric.metric) =
+          MetricArray(layers, info_.num_heads, columns, metric.dense_value);
+    }
+    cell.density_rows = MetricArray(layers, info_.num_heads, columns, 1.0f);
+    const std::int64_t context = prefill ? info_.prefill_tokens : info_.total_tokens;
+    if (answer_recall(BlockSelection::dense({options_.block, context - 1, context}), spans_)) {
+      cell.answer_recall = MetricArray(layers, 1, prefill ? 1 : steps_, 1.0f);
+    }
+    if (method.attributed()) {
+      cell.attribution =
+          AttributionRecord{method.exact.policy->spec(), method.sketch_only.policy->spec(),
+                            MetricArray(layers, info_.num_heads, columns, 1.0f),
+                            MetricArray(layers, info_.num_heads, columns, 1.0f)};
+    }
+    for (std::int64_t layer : layers_) {
+      LayerRecord record;
+      record.layer = layer;
+      record.sparse = method.sparse_at(layer);
+      cell.layers.push_back(record);
+    }
+  }
+
+  static void fail(CellRecord& cell, const Error& error, std::int64_t layer) {
+    if (cell.status != CellStatus::kOk) return;
+    CellRecord failed;
+    failed.method = cell.method;
+    failed.name = cell.name;
+    failed.density = cell.density;
+    failed.input = cell.input;
+    failed.phase = cell.phase;
+    failed.block = cell.block;
+    failed.status = CellStatus::kFailed;
+    failed.reason = "layer " + std::to_string(layer) + ": " + error.what();
+    if (!error.hint().empty()) failed.reason += " (" + error.hint() + ")";
+    cell = std::move(failed);
+  }
+
+  void fail_method(Method& method, const Error& error, std::int64_t layer) {
+    for (std::size_t c : method.prefill_cells) fail(cells_[c], error, layer);
+    for (std::size_t c : method.decode_cells) fail(cells_[c], error, layer);
+  }
+
+  bool alive(const Method& method) const {
+    const auto ok = [&](std::size_t c) { return cells_[c].status == CellStatus::kOk; };
+    return std::any_of(method.prefill_cells.begin(), method.prefill_cells.end(), ok) ||
+           std::any_of(method.decode_cells.begin(), method.decode_cells.end(), ok);
+  }
+
+  /// Work in hundredths of a dense attention.
+  std::int64_t work(const std::optional<double>& density) const {
+    return options_.output_error ? 5 + std::llround(95.0 * density.value_or(1.0)) : 5;
+  }
+  std::int64_t work(const Method& method) const {
+    std::int64_t sum = 0;
+    for (const auto& density : method.densities) sum += work(density);
+    return sum;
+  }
+  std::int64_t total_work() const {
+    std::int64_t sum = kDenseWork;
+    for (const Method& method : methods_) sum += work(method);
+    return sum * static_cast<std::int64_t>(layers_.size());
+  }
+
+  void evaluate_layer(const TraceLayer& data, std::int64_t index) {
+    const std::int64_t prefill = info_.prefill_tokens;
+    const AttentionProblem problem{data.q.view().tokens_slice(0, prefill),
+                                   data.k.view().tokens_slice(0, prefill),
+                                   data.v.view().tokens_slice(0, prefill), data.layer};
+    problem.validate();
+    if (const auto reason = backend_.unsupported(problem)) {
+      throw Error(ErrorKind::kUnsupported,
+                  "the backend '" + backend_.name() + "' cannot compute this: " + *reason,
+                  "use another --backend");
+    }
+    const BlockGeometry geometry = problem.geometry(options_.block);
+    const std::string label = "layer " + std::to_string(data.layer);
+    if (options_.prefill) {
+      backend_.attend_dense(problem, geometry, dense_, mass_);
+      sparse_.reserve(problem);
+    }
+    progress_->advance(kDenseWork, label);
+    const Site site{problem, geometry, dense_, mass_, sparse_, index, 0, -1};
+    for (Method& method : methods_) {
+      if (alive(method)) prefill_method(site, method);
+      progress_->advance(work(method), label);
+    }
+    for (std::int64_t step = 0; step < steps_; ++step) decode_step(data, index, step);
+  }
+
+  void prefill_method(const Site& site, Method& method) {
+    const std::int64_t layer = site.problem.layer;
+    Scores scores;
+    if (method.sparse_at(layer) && (options_.prefill || !method.main.policy->needs_mass())) {
+      try {
+        score(site, method, scores,
+              [&](Walker& walker, const ScoreContext& context, BlockScores& out) {
+                walker.prefill_scores(context, steps_ > 0, out);
+              });
+      } catch (const Error& error) {
+        fail_method(method, error, layer);
+        return;
+      }
+    }
+    for (std::size_t d = 0; d < method.prefill_cells.size(); ++d) {
+      evaluate_cell(site, method, scores, method.densities[d], cells_[method.prefill_cells[d]]);
+    }
+  }
+
+  void decode_step(const TraceLayer& data, std::int64_t index, std::int64_t step) {
+    const std::int64_t position = info_.prefill_tokens + step;
+    const AttentionProblem problem{data.q.view().tokens_slice(position, position + 1),
+                                   data.k.view().tokens_slice(0, position + 1),
+                                   data.v.view().tokens_slice(0, position + 1), data.layer};
+    const BlockGeometry geometry = problem.geometry(options_.block);
+    backend_.attend_dense(problem, geometry, step_dense_, step_mass_);
+    step_sparse_.reserve(problem);
+    const Site site{problem, geometry, step_dense_, step_mass_, step_sparse_, index, step, step};
+    for (Method& method : methods_) {
+      if (!alive(method)) continue;
+      Scores scores;
+      if (method.sparse_at(data.layer)) {
+        try {
+          score(site, method, scores,
+                [&](Walker& walker, const ScoreContext& context, BlockScores& out) {
+                  out = walker.policy->score_decode(
+                      context, walker.steps[static_cast<std::size_t>(step)], walker.cache);
+                });
+        } catch (const Error& error) {
+          fail_method(method, error, data.layer);
+          continue;
+        }
+      }
+      for (std::size_t d = 0; d < method.decode_cells.size(); ++d) {
+        evaluate_cell(site, method, scores, method.densities[d], cells_[method.decode_cells[d]]);
+      }
+    }
+  }
+
+  /// Runs `body` for the method (timed) and its attribution variants (not timed).
+  template <class Body>
+  void score(const Site& site, Method& method, Scores& scores, Body body) const {
+    ScoreContext context{site.problem, backend_, site.geometry, nullptr, nullptr};
+    if (method.main.policy->needs_mass()) context.mass = &site.mass;
+    if (method.attributed()) {
+      body(method.exact, context, scores.exact);
+      body(method.sketch_only, context, scores.sketch_only);
+    }
+    context.times = &scores.times;
+    body(method.main, context, *scores.main);
+  }
+
+  BlockSelection select(const Site& site, const Policy& policy, const BlockScores& scores,
+                        const std::optional<double>& density) const {
+    return select_blocks(scores, site.geometry, policy.budget(), density.value_or(1.0),
+                         site.step < 0 ? Phase::kPrefill : Phase::kDecode);
+  }
+
+  /// Recall of any selection; runs attention where block masses do not give it.
+  BlockGrid recall(const Site& site, const BlockSelection& selection) const {
+    if (!selection.has_token_parts()) return mass_recall(site.mass, selection);
+    backend_.attend(site.problem, selection, site.scratch);
+    return mass_recall(site.dense.lse, site.scratch.lse, site.geometry);
+  }
+
+  void evaluate_cell(const Site& site, const Method& method, const Scores& scores,
+                     const std::optional<double>& density, CellRecord& cell) const {
+    if (cell.status != CellStatus::kOk) return;
+    try {
+      LayerRecord& layer = cell.layers[static_cast<std::size_t>(site.layer_index)];
+      if (!layer.sparse) {
+        count(site, BlockSelection::dense(site.geometry), layer);
+        return;
+      }
+      TimeSample sample{layer.layer, site.step, scores.times, false};
+      BlockSelection selection;
+      {
+        const StageTimer timer(&sample.times, Stage::kSelect);
+        selection = select(site, *method.main.policy, *scores.main, density);
+      }
+      if (cell.attribution) attribute(site, method, scores, density, *cell.attribution);
+      sample.attended = options_.output_error || selection.has_token_parts();
+      if (sample.attended) {
+        const StageTimer timer(&sample.times, Stage::kAttention);
+        backend_.attend(site.problem, selection, site.scratch);
+      }
+      cell.times.push_back(sample);
+      count(site, selection, layer);
+      measure(site, selection, cell);
+      if (options_.save_selection) save(site, std::move(selection), scores, cell);
+    } catch (const Error& error) {
+      fail(cell, error, site.problem.layer);
+    }
+  }
+
+  void attribute(const Site& site, const Method& method, const Scores& scores,
+                 const std::optional<double>& density, AttributionRecord& record) const {
+    record.exact.set(site.layer_index, site.column,
+                     recall(site, select(site, *method.exact.policy, scores.exact, density)));
+    record.sketch_only.set(
+        site.layer_index, site.column,
+        recall(site, select(site, *method.sketch_only.policy, scores.sketch_only, density)));
+  }
+
+  void count(const Site& site, const BlockSelection& selection, LayerRecord& layer) const {
+    layer.pairs = add(layer.pairs, count_per_head(selection, info_.num_heads));
+    if (site.step < 0) return;
+    for (std::int64_t read : kv_tokens_read(selection, info_.num_heads, info_.num_kv_heads)) {
+      layer.kv_tokens_read += read;
+      layer.kv_tokens_context += site.geometry.tokens;
+    }
+  }
+
+  /// Fills the columns of this site; the scratch output holds the sparse attention if it was run.
+  void measure(const Site& site, const BlockSelection& selection, CellRecord& cell) const {
+    const std::int64_t groups = selection.groups();
+    if (cell.metric(Metric::kOracleGapSet).empty()) {
+      cell.row_sets = groups;
+      for (const MetricInfo& metric : list_metrics()) {
+        if (!metric.per_set) continue;
+        cell.metric(metric.metric) = MetricArray(static_cast<std::int64_t>(layers_.size()), groups,
+                                                 cell.columns(), metric.dense_value);
+      }
+    }
+    const BlockGrid recalled = selection.has_token_parts()
+                                   ? mass_recall(site.dense.lse, site.scratch.lse, site.geometry)
+                                   : mass_recall(site.mass, selection);
+    const BlockSelection best = best_selection(site.mass, selection);
+    const BlockGrid gap = oracle_gap(site.mass, best, recalled);
+    const auto set = [&](Metric metric, const BlockGrid& grid) {
+      cell.metric(metric).set(site.layer_index, site.column, grid);
+    };
+    set(Metric::kMassRecall, recalled);
+    set(Metric::kOracleGap, gap);
+    set(Metric::kOracleGapSet, oracle_gap_of_sets(gap, groups));
+    set(Metric::kTopkRecall, topk_recall(selection, best));
+    if (options_.output_error) {
+      set(Metric::kOutputError, output_error(site.dense, site.scratch, site.geometry));
+      set(Metric::kCosine, output_cosine(site.dense, site.scratch, site.geometry));
+    }
+    cell.density_rows.set(site.layer_index, site.column, row_density(selection, info_.num_heads));
+    if (!cell.answer_recall.empty()) {
+      const auto value = answer_recall(selection, spans_);
+      cell.answer_recall(site.layer_index, 0, std::max<std::int64_t>(site.step, 0)) =
+          static_cast<float>(value.value_or(1.0));
+    }
+  }
+
+  void save(const Site& site, BlockSelection selection, const Scores& scores,
+            CellRecord& cell) const {
+    if (cell.saved.empty() || cell.saved.back().layer != site.problem.layer) {
+      cell.saved.push_back({site.problem.layer, {}, nullptr});
+      if (site.step < 0 && !scores.main->values.empty()) cell.saved.back().scores = scores.main;
+    }
+    cell.saved.back().selections.push_back(std::move(selection));
+  }
+
+  static constexpr std::int64_t kDenseWork = 150;
+
+  const TraceReader& trace_;
+  const TraceInfo& info_;
+  const EvalOptions& options_;
+  const Backend& backend_;
+  std::int64_t steps_;
+  std::vector<std::pair<std::int64_t, std::int64_t>> spans_;
+  std::vector<std::int64_t> layers_;
+  std::vector<Method> methods_;
+  std::vector<CellRecord> cells_;
+  std::unique_ptr<Progress> progress_;
+  AttentionOutput dense_;
+  AttentionOutput sparse_;
+  BlockMass mass_;
+  AttentionOutput step_dense_;
+  AttentionOutput step_sparse_;
+  BlockMass step_mass_;
+};
+
+}  // namespace
+
+std::vector<CellRecord> evaluate_trace(const TraceReader& trace, std::size_t input,
+                                       std::span<const std::unique_ptr<Policy>> policies,
+                                       const EvalOptions& options, const Backend& backend,
+                                       bool quiet) {
+  return TraceEvaluation(trace, input, policies, options, backend, quiet).run();
+}
+
+}  // namespace sw

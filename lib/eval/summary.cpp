@@ -1,0 +1,258 @@
+#include "eval/summary.hpp"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "core/parallel.hpp"
+#include "metric/density.hpp"
+
+namespace sw {
+namespace {
+
+using CellGroup = std::vector<const CellRecord*>;
+
+double ratio(std::int64_t part, std::int64_t whole) {
+  return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+DensitySummary summarize_density(const CellGroup& cells) {
+  DensityCount sparse;
+  DensityCount all;
+  std::int64_t read = 0;
+  std::int64_t context = 0;
+  for (const CellRecord* cell : cells) {
+    for (const LayerRecord& layer : cell->layers) {
+      all = add(all, layer.pairs);
+      if (!layer.sparse) continue;
+      sparse = add(sparse, layer.pairs);
+      read += layer.kv_tokens_read;
+      context += layer.kv_tokens_context;
+    }
+  }
+  DensitySummary summary;
+  summary.sparse = sparse.density();
+  summary.all = all.density();
+  if (context > 0) summary.decode = ratio(read, context);
+  for (std::size_t part = 0; part < kNumParts; ++part) {
+    summary.parts[part] = ratio(sparse.kept[part], sparse.causal);
+  }
+  return summary;
+}
+
+std::vector<std::int64_t> sparse_layers(const CellRecord& cell) {
+  std::vector<std::int64_t> indices;
+  for (std::size_t i = 0; i < cell.layers.size(); ++i) {
+    if (cell.layers[i].sparse) indices.push_back(static_cast<std::int64_t>(i));
+  }
+  return indices;
+}
+
+/// Mean over the sparse layers and units, a column.
+std::vector<double> column_means(const CellRecord& cell, const MetricArray& array) {
+  const std::vector<std::int64_t> layers = sparse_layers(cell);
+  std::vector<double> means;
+  for (std::int64_t c = 0; c < array.columns; ++c) {
+    double sum = 0.0;
+    for (std::int64_t layer : layers) sum += array.unit_mean(layer, c);
+    means.push_back(sum / static_cast<double>(layers.size()));
+  }
+  return means;
+}
+
+std::vector<double> layer_means(const MetricArray& array) {
+  std::vector<double> means;
+  for (std::int64_t layer = 0; layer < array.layers; ++layer) {
+    double sum = 0.0;
+    for (std::int64_t c = 0; c < array.columns; ++c) sum += array.unit_mean(layer, c);
+    means.push_back(sum / static_cast<double>(array.columns));
+  }
+  return means;
+}
+
+/// Summary of one array, over the cells that have it.
+template <class Get>
+std::optional<MetricSummary> summarize_metric(const CellGroup& cells, Get get) {
+  std::vector<std::vector<double>> inputs;
+  MetricSummary summary;
+  for (const CellRecord* cell : cells) {
+    const MetricArray& array = get(*cell);
+    if (array.empty()) continue;
+    inputs.push_back(column_means(*cell, array));
+    if (cells.size() == 1) summary.per_layer = layer_means(array);
+  }
+  if (inputs.empty()) return std::nullopt;
+  summary.overall = bootstrap_mean(inputs);
+  return summary;
+}
+
+AttributionSummary summarize_attribution(const CellRecord& cell) {
+  const std::vector<double> recall = layer_means(cell.metric(Metric::kMassRecall));
+  const std::vector<double> gap = layer_means(cell.metric(Metric::kOracleGap));
+  const std::vector<double> exact = layer_means(cell.attribution->exact);
+  const std::vector<double> sketch_only = layer_means(cell.attribution->sketch_only);
+  AttributionSummary summary;
+  for (std::size_t i = 0; i < recall.size(); ++i) {
+    summary.per_layer.push_back({gap[i], recall[i] + gap[i] - exact[i], exact[i] - sketch_only[i],
+                                 sketch_only[i] - recall[i]});
+  }
+  const std::vector<std::int64_t> layers = sparse_layers(cell);
+  const auto count = static_cast<double>(layers.size());
+  for (std::int64_t layer : layers) {
+    const AttributionSummary::Parts& parts = summary.per_layer[static_cast<std::size_t>(layer)];
+    summary.mean.total += parts.total / count;
+    summary.mean.block_mean += parts.block_mean / count;
+    summary.mean.sketch += parts.sketch / count;
+    summary.mean.walk += parts.walk / count;
+  }
+  return summary;
+}
+
+std::optional<Timing> timing(const std::vector<double>& seconds) {
+  if (seconds.empty()) return std::nullopt;
+  return Timing{median(seconds), median_absolute_deviation(seconds)};
+}
+
+LatencySummary summarize_latency(const CellRecord& cell, const CellRecord* dense) {
+  std::map<std::pair<std::int64_t, std::int64_t>, double> dense_seconds;
+  if (dense != nullptr) {
+    for (const TimeSample& sample : dense->times) {
+      if (!sample.attended) continue;
+      dense_seconds[{sample.layer, sample.step}] =
+          sample.times.seconds[static_cast<std::size_t>(Stage::kAttention)];
+    }
+  }
+  std::array<std::vector<double>, kNumStages> stages;
+  std::vector<double> selection;
+  std::vector<double> total;
+  std::vector<double> dense_attention;
+  for (const TimeSample& sample : cell.times) {
+    const auto& seconds = sample.times.seconds;
+    for (std::size_t s = 0; s < kNumStages; ++s) stages[s].push_back(seconds[s]);
+    const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+    selection.push_back(all - seconds[static_cast<std::size_t>(Stage::kAttention)]);
+    total.push_back(all);
+    const auto found = dense_seconds.find({sample.layer, sample.step});
+    if (found != dense_seconds.end()) dense_attention.push_back(found->second);
+  }
+  const bool attended =
+      !cell.times.empty() && std::all_of(cell.times.begin(), cell.times.end(),
+                                         [](const TimeSample& sample) { return sample.attended; });
+  LatencySummary summary;
+  for (std::size_t s = 0; s < kNumStages; ++s) {
+    summary.stages[s] = timing(stages[s]).value_or(Timing{});
+  }
+  if (cell.has_own_scores) summary.selection = timing(selection);
+  if (attended) {
+    summary.attention = summary.stages[static_cast<std::size_t>(Stage::kAttention)];
+    if (cell.has_own_scores) summary.total = timing(total);
+  }
+  if (dense_attention.size() == cell.times.size()) {
+    summary.dense_attention = timing(dense_attention);
+  }
+  if (summary.total && summary.dense_attention && summary.total->median > 0.0) {
+    summary.speed_ratio = summary.dense_attention->median / summary.total->median;
+  }
+  return summary;
+}
+
+/// The ok cell of a method by name, on the input and in the phase of `cell`; at its density too
+/// when `same_density`.
+const CellRecord* find_sibling(std::span<const CellRecord> cells, const CellRecord& cell,
+                               std::string_view spec, bool same_density) {
+  for (const CellRecord& other : cells) {
+    if (other.method == spec && other.status == CellStatus::kOk && other.input == cell.input &&
+        other.phase == cell.phase && (!same_density || other.density == cell.density)) {
+      return &other;
+    }
+  }
+  return nullptr;
+}
+
+std::optional<Comparison> compare(const CellGroup& group, std::span<const CellRecord> cells) {
+  constexpr std::string_view kBaseline = "sink_window";
+  std::vector<std::vector<double>> differences;
+  for (const CellRecord* cell : group) {
+    if (!cell->density || cell->method == kBaseline) continue;
+    const CellRecord* baseline = find_sibling(cells, *cell, kBaseline, true);
+    if (baseline == nullptr || sparse_layers(*baseline) != sparse_layers(*cell)) continue;
+    std::vector<double> own = column_means(*cell, cell->metric(Metric::kMassRecall));
+    const std::vector<double> other =
+        column_means(*baseline, baseline->metric(Metric::kMassRecall));
+    for (std::size_t i = 0; i < own.size(); ++i) own[i] -= other[i];
+    differences.push_back(std::move(own));
+  }
+  if (differences.empty() || differences.size() != group.size()) return std::nullopt;
+  Comparison comparison;
+  comparison.difference = bootstrap_mean(differences);
+  if (!comparison.difference.low) return std::nullopt;
+  if (*comparison.difference.low > 0.0) comparison.verdict = Verdict::kBetter;
+  if (*comparison.difference.high < 0.0) comparison.verdict = Verdict::kWorse;
+  return comparison;
+}
+
+/// `group` holds the ok cells, `first` any cell of the same method, density and phase.
+Summary summarize(const CellRecord& first, const CellGroup& group,
+                  std::span<const CellRecord> cells) {
+  Summary summary;
+  summary.method = first.method;
+  summary.name = first.name;
+  summary.density = first.density;
+  summary.phase = first.phase;
+  summary.inputs = static_cast<std::int64_t>(group.size());
+  if (group.empty()) return summary;
+  summary.realised = summarize_density(group);
+  for (const MetricInfo& metric : list_metrics()) {
+    summary.metrics[static_cast<std::size_t>(metric.metric)] = summarize_metric(
+        group,
+        [&](const CellRecord& cell) -> const MetricArray& { return cell.metric(metric.metric); });
+  }
+  summary.answer_recall = summarize_metric(
+      group, [](const CellRecord& cell) -> const MetricArray& { return cell.answer_recall; });
+  summary.versus_sink_window = compare(group, cells);
+  if (group.size() == 1) {
+    const CellRecord& cell = *group.front();
+    if (cell.attribution) summary.attribution = summarize_attribution(cell);
+    summary.latency = summarize_latency(cell, find_sibling(cells, cell, "dense", false));
+  }
+  return summary;
+}
+
+}  // namespace
+
+const char* verdict_name(Verdict verdict) {
+  static constexpr const char* kNames[] = {"better", "tied", "worse"};
+  return kNames[static_cast<int>(verdict)];
+}
+
+std::vector<Summary> summarize_cells(std::span<const CellRecord> cells) {
+  std::vector<Summary> summaries(cells.size());
+  parallel_for(static_cast<std::int64_t>(cells.size()), [&](std::int64_t i, int) {
+    const CellRecord& cell = cells[static_cast<std::size_t>(i)];
+    CellGroup group;
+    if (cell.status == CellStatus::kOk) group.push_back(&cell);
+    summaries[static_cast<std::size_t>(i)] = summarize(cell, group, cells);
+  });
+  return summaries;
+}
+
+std::vector<Summary> summarize_inputs(std::span<const CellRecord> cells) {
+  std::vector<std::pair<const CellRecord*, CellGroup>> groups;
+  for (const CellRecord& cell : cells) {
+    auto found = std::find_if(groups.begin(), groups.end(), [&](const auto& group) {
+      return group.first->method == cell.method && group.first->density == cell.density &&
+             group.first->phase == cell.phase;
+    });
+    if (found == groups.end()) found = groups.insert(groups.end(), {&cell, {}});
+    if (cell.status == CellStatus::kOk) found->second.push_back(&cell);
+  }
+  std::vector<Summary> summaries(groups.size());
+  parallel_for(static_cast<std::int64_t>(groups.size()), [&](std::int64_t i, int) {
+    const auto& [first, group] = groups[static_cast<std::size_t>(i)];
+    summaries[static_cast<std::size_t>(i)] = summarize(*first, group, cells);
+  });
+  return summaries;
+}
+
+}  // namespace sw

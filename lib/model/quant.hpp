@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+/// Quantised storage of GGUF tensors ("ggml types") and its expansion to float. A row is cut into
+/// blocks of 32 or 256 elements, each with its own scales. Source: the GGUF specification and the
+/// block layouts documented with ggml.
+namespace sw {
+
+/// The storage types that are read; the values are those of the file format.
+enum class QuantType : std::uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30,
+};
+
+struct QuantFormat {
+  const char* name;             ///< "Q4_K"
+  std::int64_t block_elements;  ///< a row's length is a multiple of it
+  std::int64_t block_bytes;
+};
+
+/// Format of a type code as it stands in a file; nullptr for codes that are not read here.
+const QuantFormat* find_quant_format(std::uint32_t code);
+/// Format of a known type.
+const QuantFormat& quant_format(QuantType type);
+/// "F32, F16, Q4_0, ...": the types that are read, for error messages.
+std::string quant_type_names();
+
+/// Expands `elements` (a multiple of block_elements) stored at `src` (even address) to `dst`.
+/// `src` holds elements / block_elements * block_bytes bytes.
+void dequantize(QuantType type, const std::byte* src, std::int64_t elements, float* dst);
+
+}  // namespace sw

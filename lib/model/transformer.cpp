@@ -1,0 +1,464 @@
+#include "model/transformer.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "core/text.hpp"
+
+namespace sw {
+namespace {
+
+/// Rows that go through a product at a time: bounds the memory of the wide feed-forward layers.
+constexpr std::int64_t kTileRows = 512;
+/// Positions whose logits exist at a time.
+constexpr std::int64_t kLogitRows = 128;
+
+/// body(row) for every row, in parallel, a few rows at a time.
+template <class F>
+void each_row(std::int64_t rows, F&& body) {
+  constexpr std::int64_t kBatch = 16;
+  parallel_for((rows + kBatch - 1) / kBatch, [&](std::int64_t batch, int) {
+    const std::int64_t end = std::min(rows, (batch + 1) * kBatch);
+    for (std::int64_t row = batch * kBatch; row < end; ++row) body(row);
+  });
+}
+
+/// body(begin, rows) for tiles of at most `tile` of `count` rows, one after the other.
+template <class F>
+void each_tile(std::int64_t count, std::int64_t tile, F&& body) {
+  for (std::int64_t begin = 0; begin < count; begin += tile) {
+    body(begin, std::min(tile, count - begin));
+  }
+}
+
+/// out = x / sqrt(mean(x^2) + epsilon) * weight, converted to `dtype`.
+void rms_norm(const float* x, const std::vector<float>& weight, double epsilon, DType dtype,
+              void* out) {
+  const std::size_t n = weight.size();
+  float partial[16] = {};  // enough independent sums for the compiler to vectorise
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (std::size_t j = 0; j < 16; ++j) partial[j] += x[i + j] * x[i + j];
+  }
+  double sum = std::accumulate(std::begin(partial), std::end(partial), 0.0);
+  for (; i < n; ++i) sum += double{x[i]} * x[i];
+  const auto scale = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(n) + epsilon));
+  if (dtype == DType::kF32) {
+    auto* y = static_cast<float*>(out);
+    for (std::size_t j = 0; j < n; ++j) y[j] = x[j] * scale * weight[j];
+  } else {
+    auto* y = static_cast<Bf16*>(out);
+    for (std::size_t j = 0; j < n; ++j) y[j] = to_bf16(x[j] * scale * weight[j]);
+  }
+}
+
+/// Rotates the halves of x [2 half] by the angles given by cos and sin [half].
+void rotate(const float* x, const float* cos, const float* sin, std::int64_t half, float* y) {
+  for (std::int64_t i = 0; i < half; ++i) {
+    y[i] = x[i] * cos[i] - x[i + half] * sin[i];
+    y[i + half] = x[i + half] * cos[i] + x[i] * sin[i];
+  }
+}
+
+std::byte* row_of(HeadsTensor& tensor, std::int64_t head, std::int64_t token) {
+  const std::int64_t offset = (head * tensor.tokens() + token) * tensor.dim();
+  return tensor.data() + static_cast<std::size_t>(offset) * dtype_size(tensor.dtype());
+}
+
+/// Finds tensors by name, checks their shapes, and knows in the end which were not asked for.
+class TensorSource {
+ public:
+  explicit TensorSource(const Gguf& gguf) : gguf_(gguf) {}
+
+  /// A weight matrix inputs -> outputs, or with inputs == 0 a vector [outputs].
+  const GgufTensor& take(const std::string& name, std::int64_t inputs, std::int64_t outputs) {
+    const GgufTensor* tensor = gguf_.find_tensor(name);
+    if (!tensor) {
+      throw Error(ErrorKind::kInput, "'" + gguf_.path() + "' has no tensor '" + name + "'",
+                  "the file is not complete; fetch it again");
+    }
+    const std::int64_t length = inputs == 0 ? outputs : inputs;
+    const std::int64_t rows = inputs == 0 ? 1 : outputs;
+    if (tensor->row_elements() != length || tensor->rows() != rows) {
+      throw Error(ErrorKind::kInput,
+                  "'" + gguf_.path() + "': tensor '" + name + "' has " +
+                      std::to_string(tensor->rows()) + " rows of " +
+                      std::to_string(tensor->row_elements()) + ", but the metadata asks for " +
+                      std::to_string(rows) + " of " + std::to_string(length),
+                  "the file is damaged or was converted wrongly; fetch it again");
+    }
+    used_.insert(name);
+    return *tensor;
+  }
+
+  std::vector<float> vector(const std::string& name, std::int64_t length) {
+    std::vector<float> values(static_cast<std::size_t>(length));
+    take(name, 0, length).load_row(0, values.data());
+    return values;
+  }
+
+  void check_all_used() const {
+    for (const GgufTensor& tensor : gguf_.tensors()) {
+      if (!used_.contains(tensor.name)) {
+        throw Error(ErrorKind::kUnsupported,
+                    "'" + gguf_.path() + "' has the tensor '" + tensor.name.substr(0, 64) +
+                        "', which its architecture does not use here",
+                    "the model has a part that is not implemented; use another model");
+      }
+    }
+  }
+
+ private:
+  const Gguf& gguf_;
+  std::set<std::string> used_;
+};
+
+/// Row of the file that holds row `row` of Q or K, in the order of Hugging Face.
+std::int64_t stored_row(std::int64_t row, const ModelConfig& config) {
+  if (!config.interleaved_qk_rows) return row;
+  const std::int64_t half = config.head_dim / 2;
+  const std::int64_t i = row % config.head_dim;
+  return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+}
+
+Linear load_linear(TensorSource& source, const std::string& name, std::int64_t inputs,
+                   std::int64_t outputs, DType dtype) {
+  const GgufTensor& weight = source.take(name, inputs, outputs);
+  return Linear(inputs, outputs, dtype,
+                [&](std::int64_t row, float* out) { weight.load_row(row, out); });
+}
+
+Linear load_qkv(TensorSource& source, const std::string& prefix, const ModelConfig& config,
+                DType dtype) {
+  const std::int64_t q_rows = config.q_rows();
+  const std::int64_t kv_rows = config.kv_rows();
+  const GgufTensor& q = source.take(prefix + "attn_q.weight", config.hidden, q_rows);
+  const GgufTensor& k = source.take(prefix + "attn_k.weight", config.hidden, kv_rows);
+  const GgufTensor& v = source.take(prefix + "attn_v.weight", config.hidden, kv_rows);
+  std::vector<float> bias;
+  if (config.qkv_bias) {
+    for (const auto& [name, rows] :
+         {std::pair("attn_q.bias", q_rows), std::pair("attn_k.bias", kv_rows),
+          std::pair("attn_v.bias", kv_rows)}) {
+      const std::vector<float> part = source.vector(prefix + name, rows);
+      bias.insert(bias.end(), part.begin(), part.end());
+    }
+  }
+  const auto load_row = [&](std::int64_t row, float* out) {
+    if (row < q_rows) return q.load_row(stored_row(row, config), out);
+    row -= q_rows;
+    if (row < kv_rows) return k.load_row(stored_row(row, config), out);
+    v.load_row(row - kv_rows, out);
+  };
+  return Linear(config.hidden, q_rows + 2 * kv_rows, dtype, load_row, std::move(bias));
+}
+
+Linear load_gate_up(TensorSource& source, const std::string& prefix, const ModelConfig& config,
+                    DType dtype) {
+  const GgufTensor& gate = source.take(prefix + "ffn_gate.weight", config.hidden, config.ffn);
+  const GgufTensor& up = source.take(prefix + "ffn_up.weight", config.hidden, config.ffn);
+  return Linear(config.hidden, 2 * config.ffn, dtype, [&](std::int64_t row, float* out) {
+    row < config.ffn ? gate.load_row(row, out) : up.load_row(row - config.ffn, out);
+  });
+}
+
+}  // namespace
+
+AttentionFunction dense_attention(const Backend& backend) {
+  return [&backend](const AttentionProblem& problem, AttentionOutput& output) {
+    if (const auto reason = backend.unsupported(problem)) {
+      throw Error(ErrorKind::kUnsupported,
+                  "the backend '" + backend.name() + "' cannot compute this attention: " + *reason,
+                  "use another --backend");
+    }
+    backend.attend(problem, BlockSelection::dense(problem.geometry(64)), output);
+  };
+}
+
+Model::Model(std::shared_ptr<const Gguf> gguf, DType compute)
+    : gguf_(std::move(gguf)), config_(read_config(*gguf_)), compute_(compute) {
+  if (compute == DType::kF16) {
+    throw Error(ErrorKind::kUnsupported, "models do not compute in f16", "use f32 or bf16");
+  }
+  TensorSource source(*gguf_);
+  const std::int64_t hidden = config_.hidden;
+  embedding_ = &source.take("token_embd.weight", hidden, config_.vocabulary);
+  output_norm_ = source.vector("output_norm.weight", hidden);
+  const bool tied = gguf_->find_tensor("output.weight") == nullptr;
+  output_ = std::make_unique<const Linear>(load_linear(
+      source, tied ? "token_embd.weight" : "output.weight", hidden, config_.vocabulary, compute));
+  for (std::int64_t i = 0; i < config_.layers; ++i) {
+    const std::string prefix = "blk." + std::to_string(i) + ".";
+    layers_.push_back({
+        .attention_norm = source.vector(prefix + "attn_norm.weight", hidden),
+        .qkv = load_qkv(source, prefix, config_, compute),
+        .attention_out =
+            load_linear(source, prefix + "attn_output.weight", config_.q_rows(), hidden, compute),
+        .ffn_norm = source.vector(prefix + "ffn_norm.weight", hidden),
+        .gate_up = load_gate_up(source, prefix, config_, compute),
+        .down = load_linear(source, prefix + "ffn_down.weight", config_.ffn, hidden, compute),
+    });
+  }
+  source.check_all_used();
+}
+
+std::uint64_t Model::weight_bytes() const {
+  std::uint64_t bytes = output_->bytes() + output_norm_.size() * sizeof(float);
+  for (const Layer& l : layers_) {
+    bytes += l.qkv.bytes() + l.attention_out.bytes() + l.gate_up.bytes() + l.down.bytes() +
+             (l.attention_norm.size() + l.ffn_norm.size()) * sizeof(float);
+  }
+  return bytes;
+}
+
+std::uint64_t estimated_weight_bytes(const ModelConfig& config, DType compute) {
+  const std::int64_t qkv = config.q_rows() + 2 * config.kv_rows();
+  const std::int64_t weights_per_layer = config.hidden * (qkv + config.q_rows() + 3 * config.ffn);
+  const std::int64_t floats_per_layer = 2 * config.hidden + (config.qkv_bias ? qkv : 0);
+  const auto weights = static_cast<double>(config.vocabulary) * static_cast<double>(config.hidden) +
+                       static_cast<double>(config.layers) * static_cast<double>(weights_per_layer);
+  const auto floats = static_cast<double>(config.hidden + config.layers * floats_per_layer);
+  return static_cast<std::uint64_t>(weights * static_cast<double>(dtype_size(compute)) +
+                                    floats * sizeof(float));
+}
+
+std::uint64_t kv_cache_bytes(const ModelConfig& config, DType compute, std::int64_t capacity) {
+  return 2 * static_cast<std::uint64_t>(config.layers * config.kv_rows()) *
+         static_cast<std::uint64_t>(capacity) * dtype_size(compute);
+}
+
+Session::Session(const Model& model, AttentionFunction attention, SessionOptions options)
+    : model_(model), attention_(std::move(attention)), options_(std::move(options)) {
+  const ModelConfig& c = model.config();
+  if (options_.capacity < 1 || options_.chunk_tokens < 1) {
+    throw Error(ErrorKind::kUsage, "a session needs a capacity and chunks of at least one token");
+  }
+  options_.chunk_tokens = std::min(options_.chunk_tokens, options_.capacity);
+  for (std::int64_t i = 0; i < c.layers; ++i) {
+    keys_.emplace_back(model.compute(), c.kv_heads, options_.capacity, c.head_dim);
+    values_.emplace_back(model.compute(), c.kv_heads, options_.capacity, c.head_dim);
+  }
+  const std::int64_t rows = std::min(options_.chunk_tokens, kTileRows);
+  queries_ = HeadsTensor(model.compute(), c.heads, options_.chunk_tokens, c.head_dim);
+  activation_ = HeadsTensor(model.compute(), 1, rows, std::max({c.hidden, c.q_rows(), c.ffn}));
+  product_.resize(static_cast<std::size_t>(
+      rows * std::max({c.hidden, c.q_rows() + 2 * c.kv_rows(), 2 * c.ffn})));
+}
+
+void Session::run(std::span<const std::int32_t> tokens, const LogitsObserver& logits) {
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  if (count > options_.capacity - position_) {
+    throw Error(ErrorKind::kUsage,
+                std::to_string(position_) + " + " + std::to_string(count) +
+                    " tokens do not fit the session's capacity of " +
+                    std::to_string(options_.capacity),
+                "use a shorter text or a larger capacity");
+  }
+  for (const std::int32_t id : tokens) {
+    if (id < 0 || id >= model_.config().vocabulary) {
+      throw Error(ErrorKind::kInput, "token id " + std::to_string(id) + " is not one of the " +
+                                         std::to_string(model_.config().vocabulary) +
+                                         " of the model");
+    }
+  }
+  each_tile(count, options_.chunk_tokens, [&](std::int64_t begin, std::int64_t rows) {
+    run_chunk(tokens.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(rows)),
+              logits);
+  });
+}
+
+void Session::run_chunk(std::span<const std::int32_t> tokens, const LogitsObserver& logits) {
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  embed(tokens);
+  for (std::int64_t i = 0; i < model_.config().layers; ++i) {
+    const Model::Layer& layer = model_.layers_[static_cast<std::size_t>(i)];
+    project_qkv(layer, i, count);
+    attend(i, count);
+    feed_forward(layer, count);
+  }
+  if (logits) stream_logits(count, logits);
+  last_hidden_.assign(hidden_.end() - model_.config().hidden, hidden_.end());
+  position_ += count;
+}
+
+/// Fills hidden_ with the embeddings and rotation_ with the angles of the chunk's positions.
+void Session::embed(std::span<const std::int32_t> tokens) {
+  const ModelConfig& c = model_.config();
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t half = c.head_dim / 2;
+  hidden_.resize(static_cast<std::size_t>(count * c.hidden));
+  rotation_.resize(static_cast<std::size_t>(count * c.head_dim));
+  std::vector<double> frequency(static_cast<std::size_t>(half));
+  for (std::int64_t i = 0; i < half; ++i) {
+    frequency[i] =
+        std::pow(c.rope_base, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
+  }
+  each_row(count, [&](std::int64_t t) {
+    model_.embedding_->load_row(tokens[t], hidden_.data() + t * c.hidden);
+    float* cos = rotation_.data() + t * c.head_dim;
+    for (std::int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(position_ + t) * frequency[i];
+      cos[i] = static_cast<float>(std::cos(angle));
+      cos[half + i] = static_cast<float>(std::sin(angle));
+    }
+  });
+}
+
+/// Fills queries_ and the chunk's part of the KV cache, both after RoPE.
+void Session::project_qkv(const Model::Layer& layer, std::int64_t layer_index,
+                          std::int64_t tokens) {
+  const ModelConfig& c = model_.config();
+  const DType dtype = model_.compute();
+  const std::int64_t half = c.head_dim / 2;
+  HeadsTensor& keys = keys_[static_cast<std::size_t>(layer_index)];
+  HeadsTensor& values = values_[static_cast<std::size_t>(layer_index)];
+  each_tile(tokens, kTileRows, [&](std::int64_t begin, std::int64_t rows) {
+    each_row(rows, [&](std::int64_t r) {
+      rms_norm(hidden_.data() + (begin + r) * c.hidden, layer.attention_norm, c.rms_epsilon, dtype,
+               activation_.data() + static_cast<std::size_t>(r * c.hidden) * dtype_size(dtype));
+    });
+    layer.qkv.apply(activation_.data(), rows, product_.data());
+    each_row(rows, [&](std::int64_t r) {
+      const std::int64_t t = begin + r;
+      const float* cos = rotation_.data() + t * c.head_dim;
+      const float* x = product_.data() + r * layer.qkv.outputs();
+      std::vector<float> rotated(static_cast<std::size_t>(c.head_dim));
+      for (std::int64_t h = 0; h < c.heads; ++h, x += c.head_dim) {
+        rotate(x, cos, cos + half, half, rotated.data());
+        convert_from_float(rotated.data(), dtype, c.head_dim, row_of(queries_, h, t));
+      }
+      for (std::int64_t h = 0; h < c.kv_heads; ++h, x += c.head_dim) {
+        rotate(x, cos, cos + half, half, rotated.data());
+        convert_from_float(rotated.data(), dtype, c.head_dim, row_of(keys, h, position_ + t));
+      }
+      for (std::int64_t h = 0; h < c.kv_heads; ++h, x += c.head_dim) {
+        convert_from_float(x, dtype, c.head_dim, row_of(values, h, position_ + t));
+      }
+    });
+  });
+}
+
+void Session::attend(std::int64_t layer_index, std::int64_t tokens) {
+  const auto i = static_cast<std::size_t>(layer_index);
+  const AttentionProblem problem{
+      queries_.view().tokens_slice(0, tokens), keys_[i].view().tokens_slice(0, position_ + tokens),
+      values_[i].view().tokens_slice(0, position_ + tokens), layer_index};
+  if (options_.observer) options_.observer(problem);
+  attention_(problem, attended_);
+  assert(attended_.out.dtype() == DType::kF32 && attended_.out.heads() == problem.num_heads() &&
+         attended_.out.tokens() == tokens && attended_.out.dim() == problem.head_dim());
+}
+
+/// Adds the attention's projection and then the SwiGLU block to hidden_.
+void Session::feed_forward(const Model::Layer& layer, std::int64_t tokens) {
+  const ModelConfig& c = model_.config();
+  const DType dtype = model_.compute();
+  const auto activation = [&](std::int64_t r, std::int64_t width) {
+    return activation_.data() + static_cast<std::size_t>(r * width) * dtype_size(dtype);
+  };
+  const auto add_product = [&](std::int64_t begin, std::int64_t rows) {
+    each_row(rows, [&](std::int64_t r) {
+      float* x = hidden_.data() + (begin + r) * c.hidden;
+      const float* y = product_.data() + r * c.hidden;
+      for (std::int64_t j = 0; j < c.hidden; ++j) x[j] += y[j];
+    });
+  };
+  each_tile(tokens, kTileRows, [&](std::int64_t begin, std::int64_t rows) {
+    each_row(rows, [&](std::int64_t r) {
+      std::byte* out = activation(r, c.q_rows());
+      for (std::int64_t h = 0; h < c.heads; ++h) {
+        convert_from_float(attended_.out.row<float>(h, begin + r), dtype, c.head_dim,
+                           out + static_cast<std::size_t>(h * c.head_dim) * dtype_size(dtype));
+      }
+    });
+    layer.attention_out.apply(activation_.data(), rows, product_.data());
+    add_product(begin, rows);
+
+    each_row(rows, [&](std::int64_t r) {
+      rms_norm(hidden_.data() + (begin + r) * c.hidden, layer.ffn_norm, c.rms_epsilon, dtype,
+               activation(r, c.hidden));
+    });
+    layer.gate_up.apply(activation_.data(), rows, product_.data());
+    each_row(rows, [&](std::int64_t r) {
+      float* gate = product_.data() + r * 2 * c.ffn;
+      const float* up = gate + c.ffn;
+      for (std::int64_t j = 0; j < c.ffn; ++j) {
+        gate[j] = gate[j] / (1.0f + std::exp(-gate[j])) * up[j];  // silu(gate) * up
+      }
+      convert_from_float(gate, dtype, c.ffn, activation(r, c.ffn));
+    });
+    layer.down.apply(activation_.data(), rows, product_.data());
+    add_product(begin, rows);
+  });
+}
+
+void Session::stream_logits(std::int64_t tokens, const LogitsObserver& logits) const {
+  const ModelConfig& c = model_.config();
+  const DType dtype = model_.compute();
+  const std::int64_t tile = std::min(tokens, kLogitRows);
+  HeadsTensor normed(dtype, 1, tile, c.hidden);
+  const HeadsTensor values(DType::kF32, 1, tile, c.vocabulary);
+  auto* out = const_cast<float*>(values.row<float>(0, 0));
+  each_tile(tokens, tile, [&](std::int64_t begin, std::int64_t rows) {
+    each_row(rows, [&](std::int64_t r) {
+      rms_norm(hidden_.data() + (begin + r) * c.hidden, model_.output_norm_, c.rms_epsilon, dtype,
+               row_of(normed, 0, r));
+    });
+    model_.output_->apply(normed.data(), rows, out);
+    logits(position_ + begin, rows, out);
+  });
+}
+
+std::vector<float> Session::last_logits() const {
+  assert(position_ > 0);
+  const ModelConfig& c = model_.config();
+  HeadsTensor normed(model_.compute(), 1, 1, c.hidden);
+  rms_norm(last_hidden_.data(), model_.output_norm_, c.rms_epsilon, model_.compute(),
+           normed.data());
+  std::vector<float> logits(static_cast<std::size_t>(c.vocabulary));
+  model_.output_->apply(normed.data(), 1, logits.data());
+  return logits;
+}
+
+double negative_log_likelihood(std::span<const float> logits, std::int32_t token) {
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0.0;
+  for (const float x : logits) sum += double{std::exp(x - largest)};
+  return std::log(sum) + largest - logits[static_cast<std::size_t>(token)];
+}
+
+std::vector<double> negative_log_likelihoods(const Model& model,
+                                             std::span<const std::int32_t> tokens,
+                                             const AttentionFunction& attention) {
+  if (tokens.size() < 2) {
+    throw Error(ErrorKind::kUsage, "a likelihood needs at least two tokens", "use a longer text");
+  }
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t vocabulary = model.config().vocabulary;
+  std::vector<double> nll(tokens.size() - 1);
+  Session session(model, attention, {.capacity = count, .observer = {}});
+  session.run(tokens, [&](std::int64_t first, std::int64_t rows, const float* logits) {
+    each_row(std::min(rows, count - 1 - first), [&](std::int64_t r) {
+      nll[first + r] = negative_log_likelihood(
+          {logits + r * vocabulary, static_cast<std::size_t>(vocabulary)}, tokens[first + r + 1]);
+    });
+  });
+  return nll;
+}
+
+double perplexity(const Model& model, std::span<const std::int32_t> tokens,
+                  const AttentionFunction& attention) {
+  const std::vector<double> nll = negative_log_likelihoods(model, tokens, attention);
+  return std::exp(std::accumulate(nll.begin(), nll.end(), 0.0) / static_cast<double>(nll.size()));
+}
+
+std::int32_t argmax(std::span<const float> logits) {
+  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace sw

@@ -1,0 +1,143 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/backend.hpp"
+#include "core/tensor.hpp"
+#include "model/config.hpp"
+#include "model/gguf.hpp"
+#include "model/linear.hpp"
+
+/// The model runner: `Model` holds the weights and never changes; `Session` is one run over one
+/// text, with its KV cache. Attention is injected, so the same run computes dense attention with
+/// any backend, or any sparse method, and it sees exactly what a capture stores.
+///
+/// Q and K are rotated as Hugging Face does (halves of a head, cos and sin of position /
+/// base^(2i/d) in double), so they equal its tensors after RoPE for every architecture.
+namespace sw {
+
+/// Computes the attention of one layer over one chunk: problem.q holds the chunk's queries, k and v
+/// the whole context so far, problem.layer the layer. Resizes and fills output.out; lse may be left
+/// alone. Called once for each layer of each chunk, layers ascending.
+using AttentionFunction = std::function<void(const AttentionProblem&, AttentionOutput&)>;
+
+/// Dense causal attention of `backend`, which has to outlive the function. Throws
+/// Error(kUnsupported) when the backend cannot compute a problem.
+AttentionFunction dense_attention(const Backend& backend);
+
+/// Called before the attention of each layer and chunk with what the attention is given.
+using LayerObserver = std::function<void(const AttentionProblem&)>;
+
+/// Receives logits [rows, vocabulary] of the positions first, first + 1, ...; the memory is reused.
+using LogitsObserver =
+    std::function<void(std::int64_t first, std::int64_t rows, const float* logits)>;
+
+class Model {
+ public:
+  /// Loads the weights in `compute` (kF32 or kBf16: matrix products and KV cache; everything else
+  /// is float) and keeps the file mapped for the embedding rows. Throws Error(kInput) for missing
+  /// tensors or wrong shapes, Error(kUnsupported) for tensors that the architecture does not use,
+  /// Error(kResource) when the memory does not suffice.
+  Model(std::shared_ptr<const Gguf> gguf, DType compute);
+
+  const ModelConfig& config() const { return config_; }
+  DType compute() const { return compute_; }
+  /// Bytes of the loaded weights, without the mapped file.
+  std::uint64_t weight_bytes() const;
+
+ private:
+  friend class Session;
+  struct Layer {
+    std::vector<float> attention_norm;  // [hidden]
+    Linear qkv;                         // hidden -> q_rows + 2 kv_rows
+    Linear attention_out;               // q_rows -> hidden
+    std::vector<float> ffn_norm;        // [hidden]
+    Linear gate_up;                     // hidden -> 2 ffn: gate, then up
+    Linear down;                        // ffn -> hidden
+  };
+
+  std::shared_ptr<const Gguf> gguf_;
+  ModelConfig config_;
+  DType compute_;
+  const GgufTensor* embedding_;
+  std::vector<Layer> layers_;
+  std::vector<float> output_norm_;
+  std::unique_ptr<const Linear> output_;  // hidden -> vocabulary
+};
+
+/// Bytes that Model will allocate for the weights of a file: every parameter once in `compute`,
+/// without the input embedding, which stays in the mapped file. Layouts of oneDNN may pad small
+/// matrices, so that weight_bytes() is a little larger.
+std::uint64_t estimated_weight_bytes(const ModelConfig& config, DType compute);
+/// Bytes of the KV cache of a session with this capacity.
+std::uint64_t kv_cache_bytes(const ModelConfig& config, DType compute, std::int64_t capacity);
+
+struct SessionOptions {
+  std::int64_t capacity = 0;         ///< longest context in tokens, >= 1
+  std::int64_t chunk_tokens = 1024;  ///< queries of one attention call in prefill, >= 1
+  LayerObserver observer;            ///< may be empty
+};
+
+class Session {
+ public:
+  /// `model` has to outlive the session. Throws Error(kResource) when the cache does not fit.
+  Session(const Model& model, AttentionFunction attention, SessionOptions options);
+
+  /// Tokens run so far.
+  std::int64_t position() const { return position_; }
+
+  /// Runs `tokens` at the positions position(), position() + 1, ...: a prefill, or with one token a
+  /// decode step. Each chunk goes through all layers before the next one. `logits`, when given,
+  /// gets the logits of every position, a few rows at a time. Throws Error(kUsage) when the
+  /// capacity is exceeded, Error(kInput) for an id outside the vocabulary.
+  void run(std::span<const std::int32_t> tokens, const LogitsObserver& logits = {});
+
+  /// Logits [vocabulary] of the last position, computed when asked for. Needs position() > 0.
+  std::vector<float> last_logits() const;
+
+ private:
+  void run_chunk(std::span<const std::int32_t> tokens, const LogitsObserver& logits);
+  void embed(std::span<const std::int32_t> tokens);
+  void project_qkv(const Model::Layer& layer, std::int64_t layer_index, std::int64_t tokens);
+  void attend(std::int64_t layer_index, std::int64_t tokens);
+  void feed_forward(const Model::Layer& layer, std::int64_t tokens);
+  void stream_logits(std::int64_t tokens, const LogitsObserver& logits) const;
+
+  const Model& model_;
+  AttentionFunction attention_;
+  SessionOptions options_;
+  std::int64_t position_ = 0;
+  std::vector<HeadsTensor> keys_;  // a layer: [kv_heads, capacity, head_dim]
+  std::vector<HeadsTensor> values_;
+  std::vector<float> hidden_;    // the chunk's residual stream [tokens, hidden]
+  std::vector<float> rotation_;  // of the chunk: [tokens, 2, head_dim / 2], cos and sin
+  HeadsTensor queries_;          // [heads, tokens, head_dim]
+  AttentionOutput attended_;
+  std::vector<float> last_hidden_;  // residual stream of the last position [hidden]
+  // Reused by every step that goes through the chunk a tile of rows at a time.
+  HeadsTensor activation_;      // input of a product, [1, rows, widest input] in `compute`
+  std::vector<float> product_;  // its result, [rows, widest result]
+};
+
+/// -ln softmax(logits)[token]: exponentials in float, their sum in double.
+double negative_log_likelihood(std::span<const float> logits, std::int32_t token);
+
+/// Negative log-likelihoods of tokens 1..n-1 given those before them, in one window of n tokens.
+/// Throws Error(kUsage) for fewer than two tokens.
+std::vector<double> negative_log_likelihoods(const Model& model,
+                                             std::span<const std::int32_t> tokens,
+                                             const AttentionFunction& attention);
+
+/// exp of the mean negative log-likelihood.
+double perplexity(const Model& model, std::span<const std::int32_t> tokens,
+                  const AttentionFunction& attention);
+
+/// Index of the largest logit, the lowest one among equals: the greedy choice.
+std::int32_t argmax(std::span<const float> logits);
+
+}  // namespace sw

@@ -1,0 +1,214 @@
+#include "report/hdf5_report.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <initializer_list>
+#include <limits>
+#include <map>
+
+#include "core/error.hpp"
+#include "trace/hdf5.hpp"
+
+namespace sw {
+namespace {
+
+using hdf5::check;
+
+std::string padded(std::int64_t number, int digits) {
+  char text[24];
+  std::snprintf(text, sizeof text, "%0*lld", digits, static_cast<long long>(number));
+  return text;
+}
+
+hdf5::Group make_group(hid_t parent, const std::string& name) {
+  return hdf5::Group(H5Gcreate2(parent, name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+}
+
+hid_t stored_type(float) { return H5T_IEEE_F32LE; }
+hid_t stored_type(double) { return H5T_IEEE_F64LE; }
+hid_t stored_type(std::int64_t) { return H5T_STD_I64LE; }
+hid_t stored_type(std::int32_t) { return H5T_STD_I32LE; }
+hid_t stored_type(std::uint8_t) { return H5T_STD_U8LE; }
+
+/// A row-major array, in one chunk a first index, shuffled and deflated.
+template <class T>
+hdf5::Dataset write_array(hid_t parent, const std::string& name, std::span<const T> values,
+                          const std::vector<hsize_t>& shape) {
+  const auto rank = static_cast<int>(shape.size());
+  const hdf5::Space space(H5Screate_simple(rank, shape.data(), nullptr));
+  const hdf5::PropertyList creation(H5Pcreate(H5P_DATASET_CREATE));
+  if (!values.empty()) {
+    std::vector<hsize_t> chunk = shape;
+    if (rank > 1) chunk[0] = 1;
+    constexpr hsize_t kChunkElements = hsize_t{1} << 18;
+    chunk.back() = std::min(chunk.back(), kChunkElements);
+    if (rank > 2) chunk[1] = std::clamp<hsize_t>(kChunkElements / chunk[2], 1, chunk[1]);
+    check(H5Pset_chunk(creation.get(), rank, chunk.data()));
+    check(H5Pset_shuffle(creation.get()));
+    check(H5Pset_deflate(creation.get(), 1));
+  }
+  const hid_t type = stored_type(T{});
+  hdf5::Dataset dataset(H5Dcreate2(parent, name.c_str(), type, space.get(), H5P_DEFAULT,
+                                   creation.get(), H5P_DEFAULT));
+  // The files are little-endian, and so are all machines that this project runs on.
+  if (!values.empty()) {
+    check(H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()));
+  }
+  return dataset;
+}
+
+template <class T>
+void write_list(hid_t parent, const std::string& name, const std::vector<T>& values) {
+  write_array<T>(parent, name, values, {values.size()});
+}
+
+void write_metric(hid_t parent, const std::string& name, const MetricArray& array) {
+  if (array.empty()) return;
+  write_array<float>(parent, name, array.values,
+                     {static_cast<hsize_t>(array.layers), static_cast<hsize_t>(array.units),
+                      static_cast<hsize_t>(array.columns)});
+}
+
+void write_double_attribute(hid_t object, const std::string& name, double value) {
+  const hdf5::Space space(H5Screate(H5S_SCALAR));
+  const hdf5::Attribute attribute(
+      H5Acreate2(object, name.c_str(), H5T_IEEE_F64LE, space.get(), H5P_DEFAULT, H5P_DEFAULT));
+  check(H5Awrite(attribute.get(), H5T_NATIVE_DOUBLE, &value));
+}
+
+class CellWriter {
+ public:
+  explicit CellWriter(hid_t cells) : cells_(cells) {}
+
+  void write(const CellRecord& cell, std::size_t index, const std::string& input) {
+    const hdf5::Group group = make_group(cells_, padded(static_cast<std::int64_t>(index), 4));
+    const hid_t id = group.get();
+    hdf5::write_attribute(id, "method", cell.method);
+    write_double_attribute(id, "density",
+                           cell.density.value_or(std::numeric_limits<double>::quiet_NaN()));
+    hdf5::write_attribute(id, "input", input);
+    hdf5::write_attribute(id, "phase", std::string(phase_name(cell.phase)));
+    hdf5::write_attribute(id, "block", cell.block);
+    hdf5::write_attribute(id, "row_sets", cell.row_sets);
+    std::vector<std::int64_t> layers;
+    std::vector<std::uint8_t> sparse;
+    for (const LayerRecord& layer : cell.layers) {
+      layers.push_back(layer.layer);
+      sparse.push_back(layer.sparse ? 1 : 0);
+    }
+    write_list(id, "layer", layers);
+    write_list(id, "sparse", sparse);
+    for (const MetricInfo& metric : list_metrics()) {
+      write_metric(id, std::string(metric.name), cell.metric(metric.metric));
+    }
+    write_metric(id, "density", cell.density_rows);
+    write_metric(id, "answer_recall", cell.answer_recall);
+    if (cell.attribution) {
+      const hdf5::Group parts = make_group(id, "attribution");
+      write_metric(parts.get(), "exact", cell.attribution->exact);
+      write_metric(parts.get(), "sketch_only", cell.attribution->sketch_only);
+    }
+    write_times(id, cell);
+    if (cell.saved.empty()) return;
+    const hdf5::Group selections = make_group(id, "selection");
+    for (const SavedLayer& layer : cell.saved) {
+      const hdf5::Group saved = make_group(selections.get(), padded(layer.layer, 2));
+      write_selection(saved.get(), layer);
+    }
+  }
+
+ private:
+  static void write_times(hid_t group, const CellRecord& cell) {
+    if (cell.times.empty()) return;
+    std::vector<double> seconds;
+    std::vector<std::int64_t> layers;
+    std::vector<std::int64_t> steps;
+    for (const TimeSample& sample : cell.times) {
+      seconds.insert(seconds.end(), sample.times.seconds.begin(), sample.times.seconds.end());
+      if (!sample.attended) seconds.back() = std::numeric_limits<double>::quiet_NaN();
+      layers.push_back(sample.layer);
+      steps.push_back(sample.step);
+    }
+    static_assert(static_cast<int>(Stage::kAttention) == kNumStages - 1);
+    const hdf5::Dataset dataset =
+        write_array<double>(group, "seconds", seconds, {layers.size(), kNumStages});
+    std::string stages;
+    for (const char* name : kStageNames) stages += (stages.empty() ? "" : ",") + std::string(name);
+    hdf5::write_attribute(dataset.get(), "stages", stages);
+    write_list(group, "seconds_layer", layers);
+    write_list(group, "seconds_step", steps);
+  }
+
+  void write_selection(hid_t group, const SavedLayer& layer) {
+    const std::int64_t groups = layer.selections.front().groups();
+    hdf5::write_attribute(group, "groups", groups);
+    std::vector<std::int64_t> row_ptr = {0};
+    std::vector<std::int32_t> blocks;
+    std::vector<std::int64_t> token_window;
+    std::vector<std::int64_t> token_sink;
+    for (std::int64_t g = 0; g < groups; ++g) {
+      for (const BlockSelection& selection : layer.selections) {
+        for (std::int64_t r = 0; r < selection.rows(); ++r) {
+          const auto row = selection.blocks(g, r);
+          blocks.insert(blocks.end(), row.begin(), row.end());
+          row_ptr.push_back(static_cast<std::int64_t>(blocks.size()));
+        }
+      }
+    }
+    for (const BlockSelection& selection : layer.selections) {
+      token_window.push_back(selection.token_window());
+      token_sink.push_back(selection.token_sink());
+    }
+    write_list(group, "row_ptr", row_ptr);
+    write_list(group, "block", blocks);
+    write_list(group, "token_window", token_window);
+    write_list(group, "token_sink", token_sink);
+    if (layer.scores == nullptr) return;
+    // The densities of a method share their scores: stored once, with a hard link from each cell.
+    const auto found = scores_.find(layer.scores.get());
+    if (found != scores_.end()) {
+      check(
+          H5Lcreate_hard(cells_, found->second.c_str(), group, "score", H5P_DEFAULT, H5P_DEFAULT));
+      return;
+    }
+    const Matrix& matrix = layer.scores->values;
+    const std::vector<float> values(matrix.values().begin(), matrix.values().end());
+    write_array<float>(group, "score", values,
+                       {static_cast<hsize_t>(matrix.rows()), static_cast<hsize_t>(matrix.cols())});
+    std::string path(static_cast<std::size_t>(check(H5Iget_name(group, nullptr, 0))), '\0');
+    check(H5Iget_name(group, path.data(), path.size() + 1));
+    scores_[layer.scores.get()] = path + "/score";
+  }
+
+  hid_t cells_;
+  std::map<const BlockScores*, std::string> scores_;
+};
+
+}  // namespace
+
+void write_hdf5(const Report& report, const std::string& path, const std::string& name) {
+  hdf5::initialise();
+  try {
+    const hdf5::PropertyList access(H5Pcreate(H5P_FILE_ACCESS));
+    check(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG));
+    check(H5Pset_file_locking(access.get(), false, true));
+    check(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110));
+    hdf5::File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()));
+    hdf5::write_attribute(file.get(), "format", std::string("sketchwalk-report"));
+    hdf5::write_attribute(file.get(), "version", std::int64_t{kReportVersion});
+    hdf5::write_attribute(file.get(), "created", report.created);
+    hdf5::Group cells = make_group(file.get(), "cells");
+    CellWriter writer(cells.get());
+    for (std::size_t i = 0; i < report.cells.size(); ++i) {
+      const CellRecord& cell = report.cells[i];
+      if (cell.status == CellStatus::kOk) writer.write(cell, i, report.inputs[cell.input].path);
+    }
+    cells.close();
+    file.close();
+  } catch (const hdf5::Failure& failure) {
+    throw Error(ErrorKind::kOutput, "cannot write '" + name + "': " + failure.reason,
+                "check the space on that disk, or choose another place with -o");
+  }
+}
+
+}  // namespace sw

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+
+#include "report/report.hpp"
+
+namespace sw {
+
+/// Writes the arrays behind a report to the HDF5 file `path`, which is truncated. `name` is what
+/// errors call the file. Throws Error(kOutput), a full disk included.
+///
+/// Root: format = "sketchwalk-report", version. One group a cell that has values, /cells/<NNNN>
+/// with the number of the cell in the JSON; attributes method (canonical SPEC), density (requested,
+/// NaN when the method takes none), input (path), phase, block, row_sets. Datasets:
+///   layer [L] int64, sparse [L] uint8
+///   mass_recall, oracle_gap, output_error, cosine, density [L, head, query block or step] float32
+///   oracle_gap_set, topk_recall [L, row set, query block or step] float32
+///   answer_recall [L, 1, 1 or step] float32
+///   attribution/exact, attribution/sketch_only [L, head, query block or step] float32
+///   seconds [samples, 5] float64 (attribute stages names the columns; NaN where not run),
+///   seconds_layer, seconds_step [samples] int64 (step -1 in prefill)
+///   selection/<LL> for each sparse layer, when saved: row_ptr int64, block int32 (CSR over row
+///   sets x query blocks, or row sets x steps), attribute groups; token_window, token_sink [1 or
+///   steps] int64; score [row sets * b, b] float32 (prefill, where the policy has scores).
+void write_hdf5(const Report& report, const std::string& path, const std::string& name);
+
+}  // namespace sw

@@ -1,0 +1,271 @@
+#include "report/json_report.hpp"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "eval/summary.hpp"
+#include "report/sha256.hpp"
+
+namespace sw {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+template <class T>
+Json nullable(const std::optional<T>& value) {
+  return value ? Json(*value) : Json(nullptr);
+}
+
+Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+Json to_json(const Interval& interval) {
+  return {
+      {"mean", interval.mean}, {"low", nullable(interval.low)}, {"high", nullable(interval.high)}};
+}
+
+Json to_json(const Environment& environment) {
+  Json libraries = Json::object();
+  for (const auto& [name, version] : environment.libraries) libraries[name] = version;
+  return {{"version", environment.version},
+          {"git_sha", environment.git_sha},
+          {"git_dirty", nullable(environment.git_dirty)},
+          {"build_type", environment.build_type},
+          {"compiler", environment.compiler},
+          {"system", environment.system},
+          {"cpu", environment.cpu},
+          {"isa", environment.isa},
+          {"gpu", nullptr},
+          {"driver", nullptr},
+          {"clocks", nullptr},
+          {"threads", environment.threads},
+          {"backend", environment.backend},
+          {"backend_detail", environment.backend_detail},
+          {"libraries", libraries}};
+}
+
+Json to_json(const InputRecord& input) {
+  const TraceInfo& info = input.info;
+  Json spans = Json::array();
+  for (const TokenSpan& span : info.answer_spans) {
+    spans.push_back(Json::array({span.begin, span.end}));
+  }
+  Json ids_hash = nullptr;
+  if (!info.tokens.empty()) ids_hash = sha256(std::as_bytes(std::span(info.tokens)));
+  return {{"path", input.path},
+          {"format", input.format},
+          {"bytes", input.bytes},
+          {"sha256", input.sha256},
+          {"model", info.model},
+          {"source", info.source},
+          {"created_by", info.created_by},
+          {"first_layer", info.first_layer},
+          {"num_layers", info.num_layers},
+          {"model_layers", nullable(info.model_layers)},
+          {"num_heads", info.num_heads},
+          {"num_kv_heads", info.num_kv_heads},
+          {"head_dim", info.head_dim},
+          {"prefill_tokens", info.prefill_tokens},
+          {"total_tokens", info.total_tokens},
+          {"dtype", dtype_name(info.dtype)},
+          {"answer_spans", spans},
+          {"prompt_ids_sha256", ids_hash}};
+}
+
+Json to_json(const Protocol& protocol) {
+  Json layers = nullptr;
+  if (protocol.layers) layers = Json::array({protocol.layers->first, protocol.layers->second});
+  return {
+      {"kind", "trace"},
+      {"forcing", "teacher: the dense q, k and v of the trace feed every method at every layer"},
+      {"phase", protocol.phase},
+      {"methods", protocol.methods},
+      {"densities", protocol.densities},
+      {"block", protocol.block},
+      {"layers", layers},
+      {"seed", protocol.seed},
+      {"output_error", protocol.output_error},
+      {"attribution", protocol.attribution},
+      {"save_selection", protocol.save_selection},
+      {"bos_count", nullptr},
+      {"stop_set", nullptr},
+      {"template_sha256", nullptr},
+      {"statistics",
+       {{"mean", "over sparse layers, then heads or row sets, then units; dense layers excluded"},
+        {"unit", "query block (prefill) or decode step; with several inputs, the input first"},
+        {"interval", "percentile bootstrap"},
+        {"confidence", kConfidence},
+        {"resamples", kBootstrapResamples},
+        {"seed", kBootstrapSeed}}},
+      {"latency",
+       {{"unit", "seconds"},
+        {"clock", "steady"},
+        {"caveat",
+         "one pass a layer inside an evaluation, no warm-up and no repeats: not a benchmark"}}}};
+}
+
+Json to_json(const DensitySummary& density) {
+  Json parts;
+  for (std::size_t part = 0; part < kNumParts; ++part) {
+    parts[part_name(static_cast<Part>(part))] = density.parts[part];
+  }
+  return {{"sparse", density.sparse},
+          {"all", density.all},
+          {"decode", nullable(density.decode)},
+          {"parts", parts}};
+}
+
+Json to_json(const std::optional<MetricSummary>& metric) {
+  if (!metric) return nullptr;
+  Json json = to_json(metric->overall);
+  json["per_layer"] = metric->per_layer;
+  return json;
+}
+
+Json metrics_json(const Summary& summary) {
+  Json json;
+  for (const MetricInfo& metric : list_metrics()) {
+    json[std::string(metric.name)] = to_json(summary.metric(metric.metric));
+  }
+  json["answer_recall"] = to_json(summary.answer_recall);
+  return json;
+}
+
+Json to_json(const AttributionSummary::Parts& parts) {
+  return {{"total", parts.total},
+          {"block_mean", parts.block_mean},
+          {"sketch", parts.sketch},
+          {"walk", parts.walk}};
+}
+
+Json attribution_json(const Summary& summary, const CellRecord& cell) {
+  if (!summary.attribution) return nullptr;
+  Json per_layer = Json::array();
+  for (const auto& parts : summary.attribution->per_layer) per_layer.push_back(to_json(parts));
+  return {{"exact_spec", cell.attribution->exact_spec},
+          {"sketch_only_spec", cell.attribution->sketch_spec},
+          {"mean", to_json(summary.attribution->mean)},
+          {"per_layer", per_layer}};
+}
+
+Json to_json(const std::optional<Timing>& timing) {
+  if (!timing) return nullptr;
+  return {{"median", timing->median}, {"mad", timing->mad}};
+}
+
+Json latency_json(const Summary& summary, const CellRecord& cell) {
+  if (!summary.latency || cell.times.empty()) return nullptr;
+  const LatencySummary& latency = *summary.latency;
+  Json stages;
+  for (std::size_t s = 0; s < kNumStages; ++s) {
+    const bool measured = static_cast<Stage>(s) != Stage::kAttention || latency.attention;
+    stages[kStageNames[s]] = measured ? to_json(std::optional(latency.stages[s])) : Json(nullptr);
+  }
+  Json samples;
+  samples["layer"] = Json::array();
+  samples["step"] = Json::array();
+  for (const char* name : kStageNames) samples[name] = Json::array();
+  for (const TimeSample& sample : cell.times) {
+    samples["layer"].push_back(sample.layer);
+    samples["step"].push_back(sample.step < 0 ? Json(nullptr) : Json(sample.step));
+    for (std::size_t s = 0; s < kNumStages; ++s) {
+      const bool measured = static_cast<Stage>(s) != Stage::kAttention || sample.attended;
+      samples[kStageNames[s]].push_back(measured ? Json(sample.times.seconds[s]) : Json(nullptr));
+    }
+  }
+  Json shared = Json::array();
+  if (cell.shares_scores) shared = {"pool", "sketch", "walk"};
+  return {{"shared_by_densities", shared},
+          {"selection_is_timed", cell.has_own_scores},
+          {"stages", stages},
+          {"selection", to_json(latency.selection)},
+          {"attention", to_json(latency.attention)},
+          {"total", to_json(latency.total)},
+          {"dense_attention", to_json(latency.dense_attention)},
+          {"speed_ratio", nullable(latency.speed_ratio)},
+          {"samples", samples}};
+}
+
+Json comparison_json(const Summary& summary) {
+  if (!summary.versus_sink_window) return nullptr;
+  return {{"mass_recall_difference", to_json(summary.versus_sink_window->difference)},
+          {"verdict", verdict_name(summary.versus_sink_window->verdict)}};
+}
+
+std::string cell_id(std::size_t index) {
+  const std::string digits = std::to_string(index);
+  return std::string(digits.size() < 4 ? 4 - digits.size() : 0, '0') + digits;
+}
+
+Json cell_json(const CellRecord& cell, const Summary& summary, std::size_t index) {
+  Json json = {{"id", cell_id(index)},
+               {"method", cell.method},
+               {"name", cell.name},
+               {"density", nullable(cell.density)},
+               {"input", cell.input},
+               {"phase", phase_name(cell.phase)},
+               {"status", status_name(cell.status)},
+               {"reason", text_or_null(cell.reason)}};
+  if (cell.status != CellStatus::kOk) return json;
+  Json layers = Json::array();
+  Json sparse = Json::array();
+  for (const LayerRecord& layer : cell.layers) {
+    layers.push_back(layer.layer);
+    sparse.push_back(layer.sparse);
+  }
+  json["block"] = cell.block;
+  json["row_sets"] = cell.row_sets;
+  json["units"] = cell.columns();
+  json["layers"] = layers;
+  json["sparse"] = sparse;
+  json["realised_density"] = to_json(summary.realised);
+  json["metrics"] = metrics_json(summary);
+  json["versus_sink_window"] = comparison_json(summary);
+  json["attribution"] = attribution_json(summary, cell);
+  json["latency"] = latency_json(summary, cell);
+  return json;
+}
+
+Json summary_json(const Summary& summary) {
+  Json json = {{"method", summary.method},
+               {"density", nullable(summary.density)},
+               {"phase", phase_name(summary.phase)},
+               {"inputs", summary.inputs}};
+  if (summary.inputs == 0) return json;
+  json["realised_density"] = to_json(summary.realised);
+  json["metrics"] = metrics_json(summary);
+  json["versus_sink_window"] = comparison_json(summary);
+  return json;
+}
+
+}  // namespace
+
+Json to_json(const Report& report) {
+  Json inputs = Json::array();
+  for (const InputRecord& input : report.inputs) inputs.push_back(to_json(input));
+  Json cells = Json::array();
+  const std::vector<Summary> summaries = summarize_cells(report.cells);
+  for (std::size_t i = 0; i < report.cells.size(); ++i) {
+    cells.push_back(cell_json(report.cells[i], summaries[i], i));
+  }
+  Json over_inputs = Json::array();
+  if (report.inputs.size() > 1) {
+    for (const Summary& summary : summarize_inputs(report.cells)) {
+      over_inputs.push_back(summary_json(summary));
+    }
+  }
+  return {{"schema_version", kReportVersion},
+          {"created", report.created},
+          {"seconds", report.seconds},
+          {"command", report.command},
+          {"environment", to_json(report.environment)},
+          {"inputs", inputs},
+          {"protocol", to_json(report.protocol)},
+          {"cells", cells},
+          {"summary", over_inputs}};
+}
+
+std::string to_json_text(const Report& report) {
+  return to_json(report).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace sw

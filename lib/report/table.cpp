@@ -1,0 +1,171 @@
+#include "report/table.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+#include "core/text.hpp"
+#include "eval/summary.hpp"
+
+namespace sw {
+namespace {
+
+std::string fixed(double value, int digits = 4) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", digits, value);
+  return text;
+}
+
+std::string with_sign(double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%+.4f", value);
+  return text;
+}
+
+/// Columns padded to their widest entry: the first to the left, the others to the right.
+class Columns {
+ public:
+  explicit Columns(std::vector<std::string> header) { rows_.push_back(std::move(header)); }
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+
+  std::string text() const {
+    std::vector<std::size_t> widths(rows_.front().size(), 0);
+    for (const auto& row : rows_) {
+      for (std::size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+    }
+    std::string text;
+    for (const auto& row : rows_) {
+      std::string line;
+      for (std::size_t c = 0; c < row.size(); ++c) {
+        const std::string padding(widths[c] - row[c].size(), ' ');
+        line += c == 0 ? row[c] + padding : "  " + padding + row[c];
+      }
+      line.erase(line.find_last_not_of(' ') + 1);
+      text += line + "\n";
+    }
+    return text;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+std::string density_text(const std::optional<double>& density) {
+  return density ? format_double(*density) : "-";
+}
+
+std::string mean_text(const std::optional<MetricSummary>& metric) {
+  return metric ? fixed(metric->overall.mean) : "-";
+}
+
+std::string interval_text(const std::optional<MetricSummary>& metric) {
+  if (!metric || !metric->overall.low) return "-";
+  return "[" + fixed(*metric->overall.low) + ", " + fixed(*metric->overall.high) + "]";
+}
+
+std::string milliseconds(const std::optional<Timing>& timing) {
+  return timing ? fixed(1e3 * timing->median, 2) : "-";
+}
+
+std::string verdict_text(const std::optional<Comparison>& comparison) {
+  if (!comparison) return "-";
+  return with_sign(comparison->difference.mean) + " " + verdict_name(comparison->verdict);
+}
+
+std::string main_table(const std::vector<Summary>& rows, bool timed, bool answers, bool decode) {
+  std::vector<std::string> header = {"method",      "density",      decode ? "KV read" : "kept",
+                                     "mass recall", "95% interval", "vs sink_window",
+                                     "oracle gap",  "top-k",        "output error",
+                                     "cosine"};
+  if (answers) header.insert(header.end(), {"answer"});
+  if (timed) header.insert(header.end(), {"select ms", "attend ms", "x dense"});
+  Columns columns(header);
+  for (const Summary& row : rows) {
+    std::vector<std::string> line = {
+        row.method,
+        density_text(row.density),
+        fixed(decode ? row.realised.decode.value_or(0.0) : row.realised.sparse),
+        mean_text(row.metric(Metric::kMassRecall)),
+        interval_text(row.metric(Metric::kMassRecall)),
+        verdict_text(row.versus_sink_window),
+        mean_text(row.metric(Metric::kOracleGapSet)),
+        mean_text(row.metric(Metric::kTopkRecall)),
+        mean_text(row.metric(Metric::kOutputError)),
+        mean_text(row.metric(Metric::kCosine))};
+    if (answers) line.push_back(mean_text(row.answer_recall));
+    if (timed) {
+      const auto& latency = row.latency;
+      line.push_back(latency ? milliseconds(latency->selection) : "-");
+      line.push_back(latency ? milliseconds(latency->attention) : "-");
+      line.push_back(latency && latency->speed_ratio ? fixed(*latency->speed_ratio, 2) : "-");
+    }
+    columns.add(std::move(line));
+  }
+  return columns.text();
+}
+
+std::string attribution_table(const std::vector<Summary>& rows) {
+  Columns columns(
+      {"mass lost to the best selection", "density", "total", "block means", "sketch", "walk"});
+  bool any = false;
+  for (const Summary& row : rows) {
+    if (!row.attribution) continue;
+    any = true;
+    const auto& parts = row.attribution->mean;
+    columns.add({row.method, density_text(row.density), fixed(parts.total),
+                 with_sign(parts.block_mean), with_sign(parts.sketch), with_sign(parts.walk)});
+  }
+  return any ? "\n" + columns.text() : "";
+}
+
+std::string phase_text(const Report& report, const std::vector<Summary>& all, Phase phase) {
+  std::vector<Summary> rows;
+  for (const Summary& row : all) {
+    if (row.phase == phase && row.inputs > 0) rows.push_back(row);
+  }
+  if (rows.empty()) return "";
+  const bool decode = phase == Phase::kDecode;
+  const std::size_t inputs = report.inputs.size();
+  const auto any_answer = std::any_of(
+      rows.begin(), rows.end(), [](const Summary& row) { return row.answer_recall.has_value(); });
+  std::string text = std::string(phase_name(phase)) + ", ";
+  if (inputs == 1) {
+    const TraceInfo& info = report.inputs.front().info;
+    text +=
+        report.inputs.front().path + ": " +
+        (decode ? std::to_string(info.total_tokens - info.prefill_tokens) + " steps after " : "") +
+        std::to_string(info.prefill_tokens) + " tokens, ";
+  } else {
+    text += "mean over " + std::to_string(inputs) + " inputs, ";
+  }
+  text += "blocks of " + std::to_string(report.protocol.block) + ", sparse layers only\n";
+  return text + main_table(rows, inputs == 1, any_answer, decode) + attribution_table(rows) + "\n";
+}
+
+}  // namespace
+
+std::string report_table(const Report& report) {
+  const std::vector<Summary> rows = summarize_inputs(report.cells);
+  std::string text =
+      phase_text(report, rows, Phase::kPrefill) + phase_text(report, rows, Phase::kDecode);
+  for (const CellRecord& cell : report.cells) {
+    if (cell.status == CellStatus::kOk) continue;
+    text += std::string(status_name(cell.status)) + ": " + cell.method;
+    if (cell.density) text += " at density " + format_double(*cell.density);
+    text += ", " + std::string(phase_name(cell.phase)) + ", " + report.inputs[cell.input].path +
+            ": " + cell.reason + "\n";
+  }
+  text += "Intervals: bootstrap over " +
+          std::string(report.inputs.size() > 1 ? "inputs and " : "") +
+          "query blocks (prefill) or steps (decode). vs sink_window: paired difference of mass "
+          "recall at the same requested density; tied = its interval contains 0.\n";
+  if (report.inputs.size() == 1) {
+    text +=
+        "Times: medians a layer, single passes inside this evaluation, not a benchmark. x dense = "
+        "dense attention / (selection + attention). Oracles rank by dense masses, so their "
+        "selection has no time.\n";
+  }
+  return text;
+}
+
+}  // namespace sw

@@ -1,0 +1,84 @@
+// Statistics against values that follow from their definitions.
+#include "eval/statistics.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+
+namespace sw {
+namespace {
+
+using Inputs = std::vector<std::vector<double>>;
+
+TEST(Bootstrap, ConstantHasNoWidth) {
+  const Interval interval = bootstrap_mean(Inputs{{0.25, 0.25, 0.25}});
+  EXPECT_DOUBLE_EQ(interval.mean, 0.25);
+  EXPECT_DOUBLE_EQ(*interval.low, 0.25);
+  EXPECT_DOUBLE_EQ(*interval.high, 0.25);
+}
+
+TEST(Bootstrap, OneValueHasNoInterval) {
+  const Interval interval = bootstrap_mean(Inputs{{0.5}});
+  EXPECT_DOUBLE_EQ(interval.mean, 0.5);
+  EXPECT_FALSE(interval.low.has_value());
+  EXPECT_FALSE(interval.high.has_value());
+}
+
+TEST(Bootstrap, TwoValues) {
+  // Means 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: the 95% interval is everything.
+  const Interval interval = bootstrap_mean(Inputs{{0.0, 1.0}});
+  EXPECT_DOUBLE_EQ(interval.mean, 0.5);
+  EXPECT_DOUBLE_EQ(*interval.low, 0.0);
+  EXPECT_DOUBLE_EQ(*interval.high, 1.0);
+}
+
+TEST(Bootstrap, ManyValuesAgreeWithTheNormalApproximation) {
+  std::vector<double> values(400);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = double(i) / 400.0;
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / 400.0;
+  double variance = 0.0;
+  for (double x : values) variance += (x - mean) * (x - mean) / 400.0;
+  const double half = 1.959964 * std::sqrt(variance / 400.0);
+  const Interval interval = bootstrap_mean(Inputs{values});
+  EXPECT_NEAR(interval.mean, mean, 1e-12);
+  EXPECT_NEAR(*interval.low, mean - half, 0.05 * half);
+  EXPECT_NEAR(*interval.high, mean + half, 0.05 * half);
+}
+
+TEST(Bootstrap, IsDeterministic) {
+  const Inputs inputs{{0.1, 0.7, 0.3, 0.9, 0.37, 0.01, 0.53, 0.77, 0.62}};
+  EXPECT_EQ(*bootstrap_mean(inputs).low, *bootstrap_mean(inputs).low);
+  EXPECT_NE(*bootstrap_mean(inputs, 50, 1).low, *bootstrap_mean(inputs, 50, 3).low);
+}
+
+TEST(Bootstrap, InputsWeighTheSameAndAreResampled) {
+  // Within an input all is equal, so that only the draw of inputs varies: as TwoValues.
+  const Interval interval = bootstrap_mean(Inputs{{0.0, 0.0, 0.0, 0.0, 0.0}, {1.0}});
+  EXPECT_DOUBLE_EQ(interval.mean, 0.5);
+  EXPECT_DOUBLE_EQ(*interval.low, 0.0);
+  EXPECT_DOUBLE_EQ(*interval.high, 1.0);
+}
+
+TEST(Bootstrap, RefusesNoValues) {
+  EXPECT_THROW(bootstrap_mean(Inputs{}), std::invalid_argument);
+  EXPECT_THROW(bootstrap_mean(Inputs{{1.0}, {}}), std::invalid_argument);
+}
+
+TEST(Quantile, InterpolatesBetweenOrderStatistics) {
+  const std::vector<double> sorted = {1.0, 2.0, 4.0, 8.0};
+  EXPECT_DOUBLE_EQ(quantile(sorted, 0.0), 1.0);
+  EXPECT_DOUBLE_EQ(quantile(sorted, 0.5), 3.0);
+  EXPECT_DOUBLE_EQ(quantile(sorted, 0.75), 5.0);
+  EXPECT_DOUBLE_EQ(quantile(sorted, 1.0), 8.0);
+}
+
+TEST(Median, AndItsDeviation) {
+  EXPECT_DOUBLE_EQ(median({3.0, 1.0, 2.0}), 2.0);
+  EXPECT_DOUBLE_EQ(median({4.0, 1.0, 2.0, 3.0}), 2.5);
+  EXPECT_DOUBLE_EQ(median_absolute_deviation({1.0, 1.0, 2.0, 2.0, 4.0, 6.0, 9.0}), 1.0);
+}
+
+}  // namespace
+}  // namespace sw

@@ -1,0 +1,59 @@
+#include "model/chat_template.hpp"
+
+#include "core/error.hpp"
+#include "support.hpp"
+
+namespace sw {
+namespace {
+
+// Expected values: the templates rendered by Jinja.
+TEST(ChatTemplate, RendersAsJinjaDoes) {
+  const auto cases = test::golden("chat.json");
+  ASSERT_EQ(cases.size(), 5u * 4 * 2);
+  for (const auto& c : cases) {
+    const ChatTemplate chat = ChatTemplate::recognise(c["jinja"].get<std::string>());
+    EXPECT_EQ(chat.name(), c["name"]);
+    std::vector<ChatMessage> messages;
+    for (const auto& m : c["messages"]) messages.push_back({m["role"], m["content"]});
+    EXPECT_EQ(chat.render(messages, c["prompt"]), c["rendered"]);
+    EXPECT_EQ(ChatTemplate(chat.name()).render(messages, c["prompt"]), c["rendered"]);
+  }
+}
+
+TEST(ChatTemplate, RefusesWhatItDoesNotKnow) {
+  for (const char* jinja :
+       {"", "{{ messages }}", "[INST] {{ messages[0].content }} [/INST]",
+        "<|im_start|>{{ '<think>' }}<|im_end|>", "<|im_start|>system\nAnother default<|im_end|>",
+        "<|start_header_id|> Today Date: {{ strftime_now() }} <|eot_id|> trim"}) {
+    try {
+      ChatTemplate::recognise(jinja);
+      ADD_FAILURE() << jinja;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+      for (const std::string& name : ChatTemplate::names()) {
+        EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+      }
+    }
+  }
+  try {
+    ChatTemplate("llama33");
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUsage);
+    EXPECT_EQ(error.hint(), "did you mean 'llama3'?");
+  }
+  const ChatTemplate chat("chatml");
+  EXPECT_THROW(chat.render({}, true), Error);
+  EXPECT_THROW(chat.render(std::vector<ChatMessage>{{"tool", "x"}}, true), Error);
+}
+
+TEST(ChatTemplate, ComesFromTheFile) {
+  const Gguf gguf(test::golden_path("tiny_llama.gguf"));
+  EXPECT_EQ(ChatTemplate::of(gguf).name(), "chatml");
+  const test::TemporaryFile file;
+  file.write(test::GgufBuilder().bytes());
+  EXPECT_THROW(ChatTemplate::of(Gguf(file.path())), Error);
+}
+
+}  // namespace
+}  // namespace sw
