@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "attention/backend.hpp"
@@ -10,5 +11,14 @@ namespace sw {
 /// The backend that --backend names: "reference", "cpu", or "auto", which is the best one for
 /// attention in this build. Throws Error(kUnsupported) for "cuda" in a build without its kernels.
 std::unique_ptr<Backend> make_backend(const std::string& name);
+
+/// The first GPU as text for reports: name, driver and clocks. Nothing without one, or without CUDA
+/// in this build.
+struct GpuDescription {
+  std::string name;
+  std::string driver;
+  std::string clocks;
+};
+std::optional<GpuDescription> describe_gpu();
 
 }  // namespace sw

@@ -157,6 +157,11 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
   report.environment.backend = backend->name();
   report.environment.backend_detail = backend->detail();
   report.environment.libraries.emplace_back("CLI11", CLI11_VERSION);
+  if (const auto gpu = describe_gpu()) {
+    report.environment.gpu = gpu->name;
+    report.environment.driver = gpu->driver;
+    report.environment.clocks = gpu->clocks;
+  }
   report.protocol.phase = options.phase;
   for (const auto& policy : policies) report.protocol.methods.push_back(policy->spec());
   report.protocol.densities = eval.densities;

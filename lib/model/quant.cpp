@@ -19,14 +19,14 @@ constexpr std::array<std::pair<QuantType, QuantFormat>, 11> kFormats{{
     {QuantType::kF32, {"F32", 1, 4}},
     {QuantType::kF16, {"F16", 1, 2}},
     {QuantType::kBF16, {"BF16", 1, 2}},
-    {QuantType::kQ4_0, {"Q4_0", 32, 18}},
-    {QuantType::kQ4_1, {"Q4_1", 32, 20}},
-    {QuantType::kQ5_0, {"Q5_0", 32, 22}},
-    {QuantType::kQ5_1, {"Q5_1", 32, 24}},
-    {QuantType::kQ8_0, {"Q8_0", 32, 34}},
-    {QuantType::kQ4_K, {"Q4_K", 256, 144}},
-    {QuantType::kQ5_K, {"Q5_K", 256, 176}},
-    {QuantType::kQ6_K, {"Q6_K", 256, 210}},
+    {QuantType::kQ40, {"Q4_0", 32, 18}},
+    {QuantType::kQ41, {"Q4_1", 32, 20}},
+    {QuantType::kQ50, {"Q5_0", 32, 22}},
+    {QuantType::kQ51, {"Q5_1", 32, 24}},
+    {QuantType::kQ80, {"Q8_0", 32, 34}},
+    {QuantType::kQ4K, {"Q4_K", 256, 144}},
+    {QuantType::kQ5K, {"Q5_K", 256, 176}},
+    {QuantType::kQ6K, {"Q6_K", 256, 210}},
 }};
 
 template <class T>
@@ -190,21 +190,21 @@ void dequantize(QuantType type, const std::byte* src, std::int64_t elements, flo
       return convert_to_float(src, DType::kF16, elements, dst);
     case QuantType::kBF16:
       return convert_to_float(src, DType::kBf16, elements, dst);
-    case QuantType::kQ4_0:
+    case QuantType::kQ40:
       return each_block<q4_0>(format, src, elements, dst);
-    case QuantType::kQ4_1:
+    case QuantType::kQ41:
       return each_block<q4_1>(format, src, elements, dst);
-    case QuantType::kQ5_0:
+    case QuantType::kQ50:
       return each_block<q5_0>(format, src, elements, dst);
-    case QuantType::kQ5_1:
+    case QuantType::kQ51:
       return each_block<q5_1>(format, src, elements, dst);
-    case QuantType::kQ8_0:
+    case QuantType::kQ80:
       return each_block<q8_0>(format, src, elements, dst);
-    case QuantType::kQ4_K:
+    case QuantType::kQ4K:
       return each_block<q4_k>(format, src, elements, dst);
-    case QuantType::kQ5_K:
+    case QuantType::kQ5K:
       return each_block<q5_k>(format, src, elements, dst);
-    case QuantType::kQ6_K:
+    case QuantType::kQ6K:
       return each_block<q6_k>(format, src, elements, dst);
   }
 }

@@ -17,14 +17,17 @@ struct Environment {
   std::string system;            ///< kernel name, release and machine
   std::string cpu;               ///< model name, or "unknown"
   std::vector<std::string> isa;  ///< vector extensions that the CPU has, of those that matter here
+  std::optional<std::string> gpu;     ///< name, multiprocessors and memory; nothing without CUDA
+  std::optional<std::string> driver;  ///< CUDA version of the driver
+  std::optional<std::string> clocks;  ///< largest SM and memory clock
   int threads = 1;
   std::string backend;
   std::string backend_detail;
   std::vector<std::pair<std::string, std::string>> libraries;  ///< name, version
 };
 
-/// The environment of this process; backend and the libraries that only programs link are left to
-/// the caller.
+/// The environment of this process; backend, GPU and the libraries that only programs link are left
+/// to the caller.
 Environment current_environment();
 
 }  // namespace sw

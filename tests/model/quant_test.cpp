@@ -44,7 +44,7 @@ TEST(Quant, EqualsTheIndependentImplementation) {
 TEST(Quant, NamesAllTypes) {
   EXPECT_EQ(quant_type_names(), "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K");
   EXPECT_EQ(find_quant_format(4), nullptr);
-  EXPECT_STREQ(quant_format(QuantType::kQ6_K).name, "Q6_K");
+  EXPECT_STREQ(quant_format(QuantType::kQ6K).name, "Q6_K");
 }
 
 }  // namespace
