@@ -118,7 +118,7 @@ TEST_F(ReportFixture, JsonHasTheNumbersOfTheRecords) {
 
 TEST_F(ReportFixture, JsonFollowsTheSchema) {
   write_report(report_, paths_, false);
-  if (!testing::python_has("jsonschema")) GTEST_SKIP() << "python3 has no module jsonschema";
+  if (!testing::python_has("jsonschema")) GTEST_SKIP() << testing::python() << " has no module jsonschema";
   const auto result = testing::validate_json(SW_SCHEMA, paths_.json);
   EXPECT_EQ(result.code, 0);
   EXPECT_EQ(result.output, "");
@@ -210,9 +210,10 @@ TEST_F(ReportFixture, Hdf5HasTheArraysOfTheRecords) {
 
 TEST_F(ReportFixture, H5pyOpensIt) {
   write_report(report_, paths_, false);
-  if (!testing::python_has("h5py")) GTEST_SKIP() << "python3 has no module h5py";
+  if (!testing::python_has("h5py")) GTEST_SKIP() << testing::python() << " has no module h5py";
   const auto result = testing::run_command(
-      "python3 -c 'import h5py, sys; f = h5py.File(sys.argv[1]); c = f[\"cells/0002\"]; "
+      testing::python() +
+      " -c 'import h5py, sys; f = h5py.File(sys.argv[1]); c = f[\"cells/0002\"]; "
       "print(c.attrs[\"method\"], c[\"mass_recall\"].shape, c[\"mass_recall\"].dtype, "
       "round(float(c.attrs[\"density\"]), 3), sorted(c[\"selection\"]))' '" +
       paths_.hdf5 + "'");

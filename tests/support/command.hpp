@@ -1,9 +1,11 @@
 #pragma once
 
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -29,15 +31,23 @@ inline CommandResult run_command(const std::string& line) {
   return result;
 }
 
-/// Whether python3 can import `module`.
-inline bool python_has(const std::string& module) {
-  return run_command("python3 -c 'import " + module + "'").code == 0;
+/// The Python that tests use: SW_PYTHON, else that of the system, whose packages hold h5py and
+/// jsonschema, else the first on PATH.
+inline std::string python() {
+  if (const char* chosen = std::getenv("SW_PYTHON")) return chosen;
+  return access("/usr/bin/python3", X_OK) == 0 ? "/usr/bin/python3" : "python3";
 }
 
-/// Validates `report` against `schema` with python3's jsonschema; empty output when it is valid.
+/// Whether that Python can import `module`.
+inline bool python_has(const std::string& module) {
+  return run_command(python() + " -c 'import " + module + "'").code == 0;
+}
+
+/// Validates `report` against `schema` with Python's jsonschema; empty output when it is valid.
 inline CommandResult validate_json(const std::string& schema, const std::string& report) {
   return run_command(
-      "python3 -W ignore -c 'import json, sys, jsonschema; "
+      python() +
+      " -W ignore -c 'import json, sys, jsonschema; "
       "jsonschema.Draft202012Validator.check_schema(json.load(open(sys.argv[1]))); "
       "[print(list(e.path), e.message) for e in jsonschema.Draft202012Validator("
       "json.load(open(sys.argv[1]))).iter_errors(json.load(open(sys.argv[2])))]' '" +

@@ -138,14 +138,12 @@ TEST(Trace, SafetensorsFileIsWellFormed) {
 }
 
 TEST(Trace, H5pyReadsWhatIsWritten) {
-  const std::string python = "/usr/bin/python3";
-  if (run_command(python + " -c 'import h5py'").code != 0) {
-    GTEST_SKIP() << python << " has no h5py";
-  }
+  const std::string python = testing::python();
+  if (!testing::python_has("h5py")) GTEST_SKIP() << python << " has no h5py";
   const TemporaryFolder folder;
   const TraceInfo info = small_info(DType::kBf16);
   write_small(folder.file("a.h5"), info, 100);
-  const auto result = run_command(
+  const auto result = testing::run_command(
       python +
       " -c '\n"
       "import h5py, sys\n"
