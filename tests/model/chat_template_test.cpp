@@ -36,7 +36,7 @@ TEST(ChatTemplate, RefusesWhatItDoesNotKnow) {
     }
   }
   try {
-    ChatTemplate("llama33");
+    const ChatTemplate unknown("llama33");
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kUsage);

@@ -120,22 +120,22 @@ TEST(HostileGguf, RefusesWhatTheRunnerDoesNotCompute) {
   const auto with = [](const std::function<void(test::GgufBuilder&)>& extra) {
     return tiny_model("llama", extra);
   };
-  const auto kUnsupported = ErrorKind::kUnsupported;
-  expect_refused(tiny_model("mamba"), kUnsupported, "mamba");
-  expect_refused(with([](auto& b) { b.text("llama.rope.scaling.type", "yarn"); }), kUnsupported,
+  const ErrorKind unsupported = ErrorKind::kUnsupported;
+  expect_refused(tiny_model("mamba"), unsupported, "mamba");
+  expect_refused(with([](auto& b) { b.text("llama.rope.scaling.type", "yarn"); }), unsupported,
                  "RoPE scaling");
-  expect_refused(with([](auto& b) { b.f32("llama.rope.scaling.factor", 8); }), kUnsupported,
+  expect_refused(with([](auto& b) { b.f32("llama.rope.scaling.factor", 8); }), unsupported,
                  "RoPE scaling");
-  expect_refused(with([](auto& b) { b.floats("rope_freqs.weight", {1}); }), kUnsupported,
+  expect_refused(with([](auto& b) { b.floats("rope_freqs.weight", {1}); }), unsupported,
                  "RoPE scaling");
-  expect_refused(with([](auto& b) { b.u32("llama.rope.dimension_count", 1); }), kUnsupported,
+  expect_refused(with([](auto& b) { b.u32("llama.rope.dimension_count", 1); }), unsupported,
                  "part of the head");
-  expect_refused(with([](auto& b) { b.u32("llama.expert_count", 8); }), kUnsupported, "experts");
-  expect_refused(with([](auto& b) { b.u32("llama.attention.sliding_window", 128); }), kUnsupported,
+  expect_refused(with([](auto& b) { b.u32("llama.expert_count", 8); }), unsupported, "experts");
+  expect_refused(with([](auto& b) { b.u32("llama.attention.sliding_window", 128); }), unsupported,
                  "sliding");
-  expect_refused(with([](auto& b) { b.u32("llama.attention.value_length", 4); }), kUnsupported,
+  expect_refused(with([](auto& b) { b.u32("llama.attention.value_length", 4); }), unsupported,
                  "value dimension");
-  expect_refused(with([](auto& b) { b.floats("blk.0.attn_q_norm.weight", {2}); }), kUnsupported,
+  expect_refused(with([](auto& b) { b.floats("blk.0.attn_q_norm.weight", {2}); }), unsupported,
                  "attn_q_norm");
 }
 

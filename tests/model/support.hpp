@@ -40,7 +40,8 @@ class TemporaryFile {
 
   const std::string& path() const { return path_; }
   void write(const std::string& bytes) const {
-    std::ofstream(path_, std::ios::binary | std::ios::trunc) << bytes;
+    std::remove(path_.c_str());  // some file systems flush a file that is cut and written again
+    std::ofstream(path_, std::ios::binary) << bytes;
   }
 
  private:

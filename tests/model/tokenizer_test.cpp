@@ -16,6 +16,7 @@ Tokenizer make_tokenizer(const nlohmann::json& g, const std::string& pre) {
   const std::vector<std::string> tokens = g["tokens"];
   const std::vector<std::string> specials = g["specials"];
   std::vector<std::int32_t> types;
+  types.reserve(tokens.size());
   for (const auto& t : tokens) {
     types.push_back(std::find(specials.begin(), specials.end(), t) == specials.end() ? 1 : 3);
   }
