@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -194,35 +193,6 @@ void write_chunk(TraceWriter& writer, const AttentionProblem& problem) {
   }
 }
 
-/// Sums the negative log-likelihoods of the prompt's tokens as their logits come by.
-class PromptLikelihood {
- public:
-  PromptLikelihood(std::span<const std::int32_t> tokens, std::int64_t vocabulary)
-      : tokens_(tokens), vocabulary_(vocabulary), losses_(tokens.size() - 1) {}
-
-  void add(std::int64_t first, std::int64_t rows, const float* logits) {
-    parallel_for(std::min(rows, std::ssize(losses_) - first), [&](std::int64_t r, int) {
-      const float* x = logits + r * vocabulary_;
-      const float largest = *std::max_element(x, x + vocabulary_);
-      double sum = 0;
-      for (std::int64_t j = 0; j < vocabulary_; ++j) sum += double{std::exp(x[j] - largest)};
-      const auto next = static_cast<std::size_t>(first + r);
-      losses_[next] = std::log(sum) + double{largest} - double{x[tokens_[next + 1]]};
-    });
-  }
-
-  double perplexity() const {
-    double sum = 0;
-    for (const double loss : losses_) sum += loss;
-    return std::exp(sum / static_cast<double>(losses_.size()));
-  }
-
- private:
-  std::span<const std::int32_t> tokens_;
-  std::int64_t vocabulary_;
-  std::vector<double> losses_;
-};
-
 TraceInfo plan_trace(const CaptureOptions& options, const ModelConfig& config,
                      const CapturePrompt& made, const Backend& backend) {
   const LayerRange layers = parse_layers(options.layers, config.layers);
@@ -263,9 +233,8 @@ CaptureResult capture(CaptureOptions options, const Backend& backend) {
   const CapturePrompt made = make_prompt(options, *gguf, config, tokenizer);
   std::vector<std::int32_t> tokens = made.prompt.ids;
   const auto prefill = tokens.size();
-  if (options.perplexity && prefill < 2) {
-    throw Error(ErrorKind::kUsage, "a perplexity needs a prompt of at least two tokens");
-  }
+  std::optional<TextLikelihood> likelihood;
+  if (options.perplexity) likelihood.emplace(made.prompt.ids, config.vocabulary);
   // The writer comes before the model, so that a bad output path is found at once.
   TraceWriter writer(options.output, plan_trace(options, config, made, backend), options.write);
   const TraceInfo& info = writer.info();
@@ -284,12 +253,11 @@ CaptureResult capture(CaptureOptions options, const Backend& backend) {
   Session session(model, dense_attention(backend), session_options);
 
   CaptureResult result;
-  if (options.perplexity) {
-    PromptLikelihood likelihood(made.prompt.ids, config.vocabulary);
+  if (likelihood) {
     session.run(tokens, [&](std::int64_t first, std::int64_t rows, const float* logits) {
-      likelihood.add(first, rows, logits);
+      likelihood->add(first, rows, logits);
     });
-    result.perplexity = likelihood.perplexity();
+    result.perplexity = likelihood->perplexity();
   } else {
     session.run(tokens);
   }

@@ -432,29 +432,50 @@ double negative_log_likelihood(std::span<const float> logits, std::int32_t token
   return std::log(sum) + largest - logits[static_cast<std::size_t>(token)];
 }
 
+TextLikelihood::TextLikelihood(std::span<const std::int32_t> tokens, std::int64_t vocabulary)
+    : tokens_(tokens.begin(), tokens.end()), vocabulary_(vocabulary) {
+  if (tokens.size() < 2) {
+    throw Error(ErrorKind::kUsage, "a perplexity needs a text of at least two tokens",
+                "use a longer text");
+  }
+  losses_.resize(tokens.size() - 1);
+}
+
+void TextLikelihood::add(std::int64_t first, std::int64_t rows, const float* logits) {
+  each_row(std::min(rows, std::ssize(losses_) - first), [&](std::int64_t r) {
+    losses_[first + r] = negative_log_likelihood(
+        {logits + r * vocabulary_, static_cast<std::size_t>(vocabulary_)}, tokens_[first + r + 1]);
+  });
+}
+
+double TextLikelihood::perplexity() const {
+  return std::exp(std::accumulate(losses_.begin(), losses_.end(), 0.0) /
+                  static_cast<double>(losses_.size()));
+}
+
+namespace {
+
+TextLikelihood run_text(const Model& model, std::span<const std::int32_t> tokens,
+                        const AttentionFunction& attention) {
+  TextLikelihood likelihood(tokens, model.config().vocabulary);
+  Session session(model, attention, {.capacity = std::ssize(tokens), .observer = {}});
+  session.run(tokens, [&](std::int64_t first, std::int64_t rows, const float* logits) {
+    likelihood.add(first, rows, logits);
+  });
+  return likelihood;
+}
+
+}  // namespace
+
 std::vector<double> negative_log_likelihoods(const Model& model,
                                              std::span<const std::int32_t> tokens,
                                              const AttentionFunction& attention) {
-  if (tokens.size() < 2) {
-    throw Error(ErrorKind::kUsage, "a likelihood needs at least two tokens", "use a longer text");
-  }
-  const auto count = static_cast<std::int64_t>(tokens.size());
-  const std::int64_t vocabulary = model.config().vocabulary;
-  std::vector<double> nll(tokens.size() - 1);
-  Session session(model, attention, {.capacity = count, .observer = {}});
-  session.run(tokens, [&](std::int64_t first, std::int64_t rows, const float* logits) {
-    each_row(std::min(rows, count - 1 - first), [&](std::int64_t r) {
-      nll[first + r] = negative_log_likelihood(
-          {logits + r * vocabulary, static_cast<std::size_t>(vocabulary)}, tokens[first + r + 1]);
-    });
-  });
-  return nll;
+  return run_text(model, tokens, attention).losses();
 }
 
 double perplexity(const Model& model, std::span<const std::int32_t> tokens,
                   const AttentionFunction& attention) {
-  const std::vector<double> nll = negative_log_likelihoods(model, tokens, attention);
-  return std::exp(std::accumulate(nll.begin(), nll.end(), 0.0) / static_cast<double>(nll.size()));
+  return run_text(model, tokens, attention).perplexity();
 }
 
 std::int32_t argmax(std::span<const float> logits) {

@@ -127,6 +127,25 @@ class Session {
 /// -ln softmax(logits)[token]: exponentials in float, their sum in double.
 double negative_log_likelihood(std::span<const float> logits, std::int32_t token);
 
+/// Collects the likelihood of a text while its logits are streamed.
+class TextLikelihood {
+ public:
+  /// At least two tokens, or Error(kUsage).
+  TextLikelihood(std::span<const std::int32_t> tokens, std::int64_t vocabulary);
+
+  /// A LogitsObserver: logits [rows, vocabulary] of the positions first, first + 1, ...
+  void add(std::int64_t first, std::int64_t rows, const float* logits);
+  /// Negative log-likelihoods of tokens 1..n-1.
+  const std::vector<double>& losses() const { return losses_; }
+  /// exp of their mean.
+  double perplexity() const;
+
+ private:
+  std::vector<std::int32_t> tokens_;
+  std::int64_t vocabulary_;
+  std::vector<double> losses_;
+};
+
 /// Negative log-likelihoods of tokens 1..n-1 given those before them, in one window of n tokens.
 /// Throws Error(kUsage) for fewer than two tokens.
 std::vector<double> negative_log_likelihoods(const Model& model,
