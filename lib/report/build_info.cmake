@@ -9,7 +9,7 @@ function(run_git result)
 endfunction()
 
 run_git(sha rev-parse --verify HEAD)
-run_git(changes status --porcelain)
+run_git(changes status --porcelain --untracked-files=no)
 if(sha STREQUAL "unknown" OR changes STREQUAL "unknown")
   set(dirty "std::nullopt")
 elseif(changes STREQUAL "")
