@@ -24,7 +24,9 @@ TEST(Sketch, SignsAndPermutationMatchTheGoldens) {
 }
 
 TEST(Sketch, GoldenInputsAreReproduced) {
-  for (const auto& c : testing::golden_file("rng.json").at("inputs")) {
+  const auto file = testing::golden_file("rng.json");
+  ASSERT_FALSE(file.at("inputs").empty());
+  for (const auto& c : file.at("inputs")) {
     const HeadsTensor x = testing::golden_tensor(c.at("input_seed"), c.at("layer"), c.at("tensor"),
                                                  c.at("heads"), c.at("tokens"), c.at("dim"),
                                                  c.at("offset_scale"), c.at("noise_scale"));
