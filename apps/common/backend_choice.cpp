@@ -29,14 +29,13 @@ std::optional<GpuDescription> describe_gpu() {
   const std::vector<cuda::DeviceInfo> devices = cuda::list_devices(why);
   if (devices.empty()) return {};
   const cuda::DeviceInfo& gpu = devices.front();
-  return GpuDescription{
-      gpu.name + " (sm_" + std::to_string(gpu.major) + std::to_string(gpu.minor) + ", " +
-          std::to_string(gpu.multiprocessors) + " SMs, " +
-          format_bytes(static_cast<std::uint64_t>(gpu.memory_bytes)) + ")",
-      "CUDA " + std::to_string(gpu.driver_version / 1000) + "." +
-          std::to_string(gpu.driver_version % 1000 / 10),
-      std::to_string(gpu.clock_khz / 1000) + " MHz SM, " +
-          std::to_string(gpu.memory_clock_khz / 1000) + " MHz memory (largest)"};
+  return GpuDescription{gpu.name + " (sm_" + std::to_string(gpu.major) + std::to_string(gpu.minor) +
+                            ", " + std::to_string(gpu.multiprocessors) + " SMs, " +
+                            format_bytes(static_cast<std::uint64_t>(gpu.memory_bytes)) + ")",
+                        "CUDA " + std::to_string(gpu.driver_version / 1000) + "." +
+                            std::to_string(gpu.driver_version % 1000 / 10),
+                        std::to_string(gpu.clock_khz / 1000) + " MHz SM, " +
+                            std::to_string(gpu.memory_clock_khz / 1000) + " MHz memory (largest)"};
 #else
   return {};
 #endif

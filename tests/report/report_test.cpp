@@ -118,7 +118,8 @@ TEST_F(ReportFixture, JsonHasTheNumbersOfTheRecords) {
 
 TEST_F(ReportFixture, JsonFollowsTheSchema) {
   write_report(report_, paths_, false);
-  if (!testing::python_has("jsonschema")) GTEST_SKIP() << testing::python() << " has no module jsonschema";
+  if (!testing::python_has("jsonschema"))
+    GTEST_SKIP() << testing::python() << " has no module jsonschema";
   const auto result = testing::validate_json(SW_SCHEMA, paths_.json);
   EXPECT_EQ(result.code, 0);
   EXPECT_EQ(result.output, "");

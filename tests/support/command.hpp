@@ -45,13 +45,12 @@ inline bool python_has(const std::string& module) {
 
 /// Validates `report` against `schema` with Python's jsonschema; empty output when it is valid.
 inline CommandResult validate_json(const std::string& schema, const std::string& report) {
-  return run_command(
-      python() +
-      " -W ignore -c 'import json, sys, jsonschema; "
-      "jsonschema.Draft202012Validator.check_schema(json.load(open(sys.argv[1]))); "
-      "[print(list(e.path), e.message) for e in jsonschema.Draft202012Validator("
-      "json.load(open(sys.argv[1]))).iter_errors(json.load(open(sys.argv[2])))]' '" +
-      schema + "' '" + report + "'");
+  return run_command(python() +
+                     " -W ignore -c 'import json, sys, jsonschema; "
+                     "jsonschema.Draft202012Validator.check_schema(json.load(open(sys.argv[1]))); "
+                     "[print(list(e.path), e.message) for e in jsonschema.Draft202012Validator("
+                     "json.load(open(sys.argv[1]))).iter_errors(json.load(open(sys.argv[2])))]' '" +
+                     schema + "' '" + report + "'");
 }
 
 }  // namespace sw::testing
