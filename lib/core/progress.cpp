@@ -37,13 +37,20 @@ void Progress::advance(std::int64_t units, const std::string& detail) {
   if (!quiet_) print(detail);
 }
 
+void Progress::skip(std::int64_t units) {
+  skipped_ += units;
+  done_ = std::min(done_ + units, total_);
+}
+
 void Progress::print(const std::string& detail) {
   const auto now = std::chrono::steady_clock::now();
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const double fraction = static_cast<double>(done_) / static_cast<double>(total_);
-  const std::string left = done_ == total_
-                               ? "took " + format_duration(elapsed)
-                               : format_duration(elapsed * (1 - fraction) / fraction) + " left";
+  std::string left = "took " + format_duration(elapsed);
+  if (done_ < total_) {
+    const auto here = static_cast<double>(std::max<std::int64_t>(done_ - skipped_, 1));
+    left = format_duration(elapsed * static_cast<double>(total_ - done_) / here) + " left";
+  }
   if (terminal_) {
     const bool recent = now - last_print_ < std::chrono::milliseconds(100);
     if (recent && done_ != total_) return;

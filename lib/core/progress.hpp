@@ -18,6 +18,8 @@ class Progress {
 
   /// Reports `units` more as done.
   void advance(std::int64_t units = 1, const std::string& detail = {});
+  /// Counts `units` as done earlier, before this run: they say nothing about the time left.
+  void skip(std::int64_t units);
 
  private:
   void print(const std::string& detail);
@@ -25,6 +27,7 @@ class Progress {
   std::string label_;
   std::int64_t total_;
   std::int64_t done_ = 0;
+  std::int64_t skipped_ = 0;
   std::int64_t printed_tenth_ = -1;
   bool quiet_;
   bool terminal_;

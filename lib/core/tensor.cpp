@@ -35,4 +35,27 @@ HeadsTensor::HeadsTensor(DType dtype, std::int64_t heads, std::int64_t tokens, s
   }
 }
 
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+std::optional<std::int64_t> checked_product(const std::vector<std::int64_t>& factors) {
+  constexpr std::int64_t kLimit = std::int64_t{1} << 62;
+  std::int64_t product = 1;
+  bool zero = false;
+  for (const std::int64_t factor : factors) {
+    if (factor < 0) return std::nullopt;
+    if (factor == 0) {
+      zero = true;
+    } else if (product > kLimit / factor) {
+      return std::nullopt;
+    } else {
+      product *= factor;
+    }
+  }
+  return zero ? 0 : product;
+}
+
 }  // namespace sw

@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/dtype.hpp"
@@ -127,5 +129,11 @@ class Matrix {
   std::int64_t cols_ = 0;
   std::vector<double> values_;
 };
+
+/// "[2, 128, 64]".
+std::string shape_text(const std::vector<std::int64_t>& shape);
+
+/// The product of non-negative numbers, or nothing when it exceeds 2^62 or a number is negative.
+std::optional<std::int64_t> checked_product(const std::vector<std::int64_t>& factors);
 
 }  // namespace sw

@@ -226,31 +226,8 @@ std::string tensor_title(std::int64_t layer, TraceTensor tensor) {
   return "layer " + std::to_string(layer) + ": " + std::string(trace_tensor_name(tensor));
 }
 
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 std::vector<std::int64_t> tensor_shape(const TraceInfo& info, TraceTensor tensor) {
   return {info.heads(tensor), info.total_tokens, info.head_dim};
-}
-
-std::optional<std::int64_t> checked_product(const std::vector<std::int64_t>& factors) {
-  constexpr std::int64_t kLimit = std::int64_t{1} << 62;
-  std::int64_t product = 1;
-  bool zero = false;
-  for (const std::int64_t factor : factors) {
-    if (factor < 0) return std::nullopt;
-    if (factor == 0) {
-      zero = true;
-    } else if (product > kLimit / factor) {
-      return std::nullopt;
-    } else {
-      product *= factor;
-    }
-  }
-  return zero ? 0 : product;
 }
 
 }  // namespace sw

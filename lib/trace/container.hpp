@@ -91,12 +91,7 @@ std::vector<std::int64_t> check_layers(const TraceInfo& info, const std::set<std
 std::string layer_group_name(std::int64_t layer);
 /// "layer 3: q".
 std::string tensor_title(std::int64_t layer, TraceTensor tensor);
-/// "[2, 128, 64]".
-std::string shape_text(const std::vector<std::int64_t>& shape);
 /// {heads, total_tokens, d}.
 std::vector<std::int64_t> tensor_shape(const TraceInfo& info, TraceTensor tensor);
-
-/// The product of non-negative numbers, or nothing when it exceeds 2^62 or a number is negative.
-std::optional<std::int64_t> checked_product(const std::vector<std::int64_t>& factors);
 
 }  // namespace sw
