@@ -13,8 +13,7 @@
 #include "core/progress.hpp"
 #include "core/text.hpp"
 #include "dataset/prompt.hpp"
-#include "model/chat_template.hpp"
-#include "model/tokenizer.hpp"
+#include "model/checkpoint.hpp"
 #include "model/transformer.hpp"
 
 namespace sw {
@@ -51,9 +50,9 @@ LayerRange parse_layers(const std::string& text, std::int64_t layers) {
 
 /// The template to use: that of the model for tasks whose protocol has one, or the one named.
 std::optional<ChatTemplate> choose_template(const std::string& name, bool wanted,
-                                            const Gguf& gguf) {
+                                            const Checkpoint& checkpoint) {
   if (name == "none" || (name == "auto" && !wanted)) return std::nullopt;
-  return name == "auto" ? ChatTemplate::of(gguf) : ChatTemplate(name);
+  return name == "auto" ? checkpoint.chat_template() : ChatTemplate(name);
 }
 
 PromptCodec make_codec(const Tokenizer& tokenizer, const std::optional<ChatTemplate>& chat,
@@ -103,8 +102,9 @@ std::optional<std::int64_t> context_limit(const CaptureOptions& options,
   return options.dataset == "niah" ? std::min(kNiahTokens, longest) : longest;
 }
 
-CapturePrompt make_prompt(CaptureOptions& options, const Gguf& gguf, const ModelConfig& config,
+CapturePrompt make_prompt(CaptureOptions& options, const Checkpoint& checkpoint,
                           const Tokenizer& tokenizer) {
+  const ModelConfig& config = checkpoint.config();
   const std::optional<std::int64_t> limit = context_limit(options, config);
   const DatasetKind& kind = dataset_kind(options.dataset);
   // A document is text throughout; the prompts of tasks are encoded as the benchmarks do.
@@ -113,12 +113,12 @@ CapturePrompt make_prompt(CaptureOptions& options, const Gguf& gguf, const Model
       options.dataset != "text" || templated ? SpecialText::kParse : SpecialText::kPlain;
   if (limit) options.sample.niah.length = *limit;
   options.sample.measure = [&](const Sample& sample) {
-    const auto codec =
-        make_codec(tokenizer, choose_template(options.chat_template, sample.chat, gguf), special);
+    const auto codec = make_codec(
+        tokenizer, choose_template(options.chat_template, sample.chat, checkpoint), special);
     return std::ssize(build_prompt(sample, codec, INT64_MAX).ids);
   };
   const Sample sample = kind.load(options.sample);
-  const auto chat = choose_template(options.chat_template, sample.chat, gguf);
+  const auto chat = choose_template(options.chat_template, sample.chat, checkpoint);
   CapturePrompt made{
       build_prompt(sample, make_codec(tokenizer, chat, special), limit.value_or(INT64_MAX)),
       options.dataset};
@@ -227,10 +227,10 @@ std::string reply_text(const Tokenizer& tokenizer, std::span<const std::int32_t>
 }  // namespace
 
 CaptureResult capture(CaptureOptions options, const Backend& backend) {
-  const auto gguf = std::make_shared<const Gguf>(options.model);
-  const ModelConfig config = read_config(*gguf);
-  const Tokenizer tokenizer(*gguf);
-  const CapturePrompt made = make_prompt(options, *gguf, config, tokenizer);
+  const auto checkpoint = Checkpoint::open(options.model);
+  const ModelConfig& config = checkpoint->config();
+  const Tokenizer tokenizer = checkpoint->tokenizer();
+  const CapturePrompt made = make_prompt(options, *checkpoint, tokenizer);
   std::vector<std::int32_t> tokens = made.prompt.ids;
   const auto prefill = tokens.size();
   std::optional<TextLikelihood> likelihood;
@@ -239,7 +239,7 @@ CaptureResult capture(CaptureOptions options, const Backend& backend) {
   TraceWriter writer(options.output, plan_trace(options, config, made, backend), options.write);
   const TraceInfo& info = writer.info();
 
-  const Model model(gguf, options.compute);
+  const Model model(checkpoint, options.compute);
   Progress progress("capturing " + options.output, info.total_tokens * config.layers,
                     options.quiet);
   SessionOptions session_options;
@@ -358,7 +358,8 @@ void setup_capture(Program& program) {
        "sw-trace capture model.gguf --text book.txt --context 1000 --layers 0:4 --dtype f32 "
        "-o part.safetensors"},
       [command](const CommonOptions& common) { return run_capture(*command, common); });
-  app.add_option("model", o.model, "GGUF file (architectures llama and qwen2)")->required();
+  app.add_option("model", o.model, "GGUF file or Hugging Face folder (llama, qwen2, qwen3)")
+      ->required();
   app.add_option("-o,--output", o.output, "Trace to write, .h5 or .safetensors")->required();
 
   const auto prompt = [](CLI::Option* option) { return option->group("Prompt (one of four)"); };

@@ -26,8 +26,17 @@ class ChatTemplate {
   static ChatTemplate recognise(std::string_view jinja);
   /// recognise() of tokenizer.chat_template; Error(kInput) when the file has none.
   static ChatTemplate of(const Gguf& gguf);
-  /// "chatml", "smollm2", "qwen2", "qwen2.5", "llama3": chatml without a default system prompt,
-  /// with those of SmolLM2, Qwen2 and Qwen2.5, and Llama 3.
+  /// The template of a Hugging Face folder, recognised: chat_template.jinja, or `chat_template` of
+  /// tokenizer_config.json, which is a text or a list with a template named "default". Throws
+  /// Error(kInput) when there is none, and as recognise() does.
+  static ChatTemplate of_folder(const std::string& folder);
+  /// "chatml", "smollm2", "qwen2", "qwen2.5": chatml without a default system prompt, and with
+  /// those of SmolLM2, Qwen2 and Qwen2.5. "qwen3": chatml that leaves out the <think> part of
+  /// answers before the last question; "qwen3-nothink" opens the answer with an empty one.
+  /// "llama3"; "llama3.1": with a system message that begins with the date of the knowledge and
+  /// today's. The template of Llama 3.2 puts the day of the call there; here it is always the one
+  /// that it falls back to, and that 3.1 states, 26 Jul 2024, so that runs repeat. "qwen" is
+  /// "qwen2.5".
   static std::vector<std::string> names();
 
   const std::string& name() const { return name_; }

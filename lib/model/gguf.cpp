@@ -234,12 +234,6 @@ std::int64_t GgufTensor::rows() const {
   return rows;
 }
 
-void GgufTensor::load_row(std::int64_t row, float* out) const {
-  const QuantFormat& format = quant_format(type);
-  const std::int64_t row_bytes = row_elements() / format.block_elements * format.block_bytes;
-  dequantize(type, data.data() + row * row_bytes, row_elements(), out);
-}
-
 Gguf::Gguf(const std::string& path) : file_(path) {
   Reader reader(file_.path(), file_.bytes());
   if (reader.left() < 4 || std::memcmp(reader.take(4, "the magic"), "GGUF", 4) != 0) {

@@ -29,8 +29,7 @@ struct GgufTensor {
 
   std::int64_t row_elements() const { return shape[0]; }
   std::int64_t rows() const;
-  /// Expands row `row` to row_elements() floats.
-  void load_row(std::int64_t row, float* out) const;
+  StoredMatrix matrix() const { return {type, rows(), row_elements(), data}; }
 };
 
 /// Array of numbers or booleans, as stored; `type` is the format's value type code.

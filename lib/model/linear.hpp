@@ -30,7 +30,9 @@ class Linear {
   std::uint64_t bytes() const;
 
   /// y = x W^T + bias: x [rows, inputs] of the weights' dtype, y [rows, outputs] float, both
-  /// contiguous. Sums are accumulated in float. Safe from several threads.
+  /// contiguous. Sums are accumulated in float. From two rows on, the result of a row does not
+  /// depend on the other rows; a lone row may be added up in another order. Safe from several
+  /// threads.
   void apply(const void* x, std::int64_t rows, float* y) const;
 
  private:

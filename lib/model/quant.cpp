@@ -5,6 +5,7 @@
 #include <cassert>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "core/dtype.hpp"
 
@@ -207,6 +208,18 @@ void dequantize(QuantType type, const std::byte* src, std::int64_t elements, flo
     case QuantType::kQ6K:
       return each_block<q6_k>(format, src, elements, dst);
   }
+}
+
+void StoredMatrix::load_row(std::int64_t row, float* out) const {
+  const QuantFormat& format = quant_format(type);
+  const auto bytes =
+      static_cast<std::size_t>(row_elements / format.block_elements * format.block_bytes);
+  const auto source = data.subspan(static_cast<std::size_t>(row) * bytes, bytes);
+  if (std::bit_cast<std::uintptr_t>(source.data()) % 2 == 0) {
+    return dequantize(type, source.data(), row_elements, out);
+  }
+  const std::vector<std::byte> aligned(source.begin(), source.end());
+  dequantize(type, aligned.data(), row_elements, out);
 }
 
 }  // namespace sw

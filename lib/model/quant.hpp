@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 /// Quantised storage of GGUF tensors ("ggml types") and its expansion to float. A row is cut into
@@ -40,5 +41,16 @@ std::string quant_type_names();
 /// Expands `elements` (a multiple of block_elements) stored at `src` (even address) to `dst`.
 /// `src` holds elements / block_elements * block_bytes bytes.
 void dequantize(QuantType type, const std::byte* src, std::int64_t elements, float* dst);
+
+/// A matrix as it is stored in a mapped file, row by row; a vector is one row.
+struct StoredMatrix {
+  QuantType type = QuantType::kF32;
+  std::int64_t rows = 0;
+  std::int64_t row_elements = 0;    ///< a multiple of the type's block_elements
+  std::span<const std::byte> data;  ///< of all rows, at any address
+
+  /// Expands row `row` to row_elements floats.
+  void load_row(std::int64_t row, float* out) const;
+};
 
 }  // namespace sw

@@ -4,11 +4,9 @@
 #include <cassert>
 #include <cmath>
 #include <numeric>
-#include <set>
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
-#include "core/text.hpp"
 
 namespace sw {
 namespace {
@@ -70,53 +68,11 @@ std::byte* row_of(HeadsTensor& tensor, std::int64_t head, std::int64_t token) {
   return tensor.data() + static_cast<std::size_t>(offset) * dtype_size(tensor.dtype());
 }
 
-/// Finds tensors by name, checks their shapes, and knows in the end which were not asked for.
-class TensorSource {
- public:
-  explicit TensorSource(const Gguf& gguf) : gguf_(gguf) {}
-
-  /// A weight matrix inputs -> outputs, or with inputs == 0 a vector [outputs].
-  const GgufTensor& take(const std::string& name, std::int64_t inputs, std::int64_t outputs) {
-    const GgufTensor* tensor = gguf_.find_tensor(name);
-    if (!tensor) {
-      throw Error(ErrorKind::kInput, "'" + gguf_.path() + "' has no tensor '" + name + "'",
-                  "the file is not complete; fetch it again");
-    }
-    const std::int64_t length = inputs == 0 ? outputs : inputs;
-    const std::int64_t rows = inputs == 0 ? 1 : outputs;
-    if (tensor->row_elements() != length || tensor->rows() != rows) {
-      throw Error(ErrorKind::kInput,
-                  "'" + gguf_.path() + "': tensor '" + name + "' has " +
-                      std::to_string(tensor->rows()) + " rows of " +
-                      std::to_string(tensor->row_elements()) + ", but the metadata asks for " +
-                      std::to_string(rows) + " of " + std::to_string(length),
-                  "the file is damaged or was converted wrongly; fetch it again");
-    }
-    used_.insert(name);
-    return *tensor;
-  }
-
-  std::vector<float> vector(const std::string& name, std::int64_t length) {
-    std::vector<float> values(static_cast<std::size_t>(length));
-    take(name, 0, length).load_row(0, values.data());
-    return values;
-  }
-
-  void check_all_used() const {
-    for (const GgufTensor& tensor : gguf_.tensors()) {
-      if (!used_.contains(tensor.name)) {
-        throw Error(ErrorKind::kUnsupported,
-                    "'" + gguf_.path() + "' has the tensor '" + tensor.name.substr(0, 64) +
-                        "', which its architecture does not use here",
-                    "the model has a part that is not implemented; use another model");
-      }
-    }
-  }
-
- private:
-  const Gguf& gguf_;
-  std::set<std::string> used_;
-};
+std::vector<float> load_vector(const StoredMatrix& stored) {
+  std::vector<float> values(static_cast<std::size_t>(stored.row_elements));
+  stored.load_row(0, values.data());
+  return values;
+}
 
 /// Row of the file that holds row `row` of Q or K, in the order of Hugging Face.
 std::int64_t stored_row(std::int64_t row, const ModelConfig& config) {
@@ -126,44 +82,38 @@ std::int64_t stored_row(std::int64_t row, const ModelConfig& config) {
   return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
-Linear load_linear(TensorSource& source, const std::string& name, std::int64_t inputs,
-                   std::int64_t outputs, DType dtype) {
-  const GgufTensor& weight = source.take(name, inputs, outputs);
-  return Linear(inputs, outputs, dtype,
-                [&](std::int64_t row, float* out) { weight.load_row(row, out); });
+Linear load_linear(const StoredMatrix& stored, DType dtype) {
+  return Linear(stored.row_elements, stored.rows, dtype,
+                [&](std::int64_t row, float* out) { stored.load_row(row, out); });
 }
 
-Linear load_qkv(TensorSource& source, const std::string& prefix, const ModelConfig& config,
-                DType dtype) {
-  const std::int64_t q_rows = config.q_rows();
-  const std::int64_t kv_rows = config.kv_rows();
-  const GgufTensor& q = source.take(prefix + "attn_q.weight", config.hidden, q_rows);
-  const GgufTensor& k = source.take(prefix + "attn_k.weight", config.hidden, kv_rows);
-  const GgufTensor& v = source.take(prefix + "attn_v.weight", config.hidden, kv_rows);
+Linear load_qkv(const Checkpoint& checkpoint, std::int64_t layer, DType dtype) {
+  const ModelConfig& config = checkpoint.config();
+  const StoredMatrix& q = checkpoint.weight(WeightRole::kQuery, layer);
+  const StoredMatrix& k = checkpoint.weight(WeightRole::kKey, layer);
+  const StoredMatrix& v = checkpoint.weight(WeightRole::kValue, layer);
   std::vector<float> bias;
   if (config.qkv_bias) {
-    for (const auto& [name, rows] :
-         {std::pair("attn_q.bias", q_rows), std::pair("attn_k.bias", kv_rows),
-          std::pair("attn_v.bias", kv_rows)}) {
-      const std::vector<float> part = source.vector(prefix + name, rows);
+    for (const WeightRole role :
+         {WeightRole::kQueryBias, WeightRole::kKeyBias, WeightRole::kValueBias}) {
+      const std::vector<float> part = load_vector(checkpoint.weight(role, layer));
       bias.insert(bias.end(), part.begin(), part.end());
     }
   }
   const auto load_row = [&](std::int64_t row, float* out) {
-    if (row < q_rows) return q.load_row(stored_row(row, config), out);
-    row -= q_rows;
-    if (row < kv_rows) return k.load_row(stored_row(row, config), out);
-    v.load_row(row - kv_rows, out);
+    if (row < q.rows) return q.load_row(stored_row(row, config), out);
+    row -= q.rows;
+    if (row < k.rows) return k.load_row(stored_row(row, config), out);
+    v.load_row(row - k.rows, out);
   };
-  return Linear(config.hidden, q_rows + 2 * kv_rows, dtype, load_row, std::move(bias));
+  return Linear(config.hidden, q.rows + k.rows + v.rows, dtype, load_row, std::move(bias));
 }
 
-Linear load_gate_up(TensorSource& source, const std::string& prefix, const ModelConfig& config,
-                    DType dtype) {
-  const GgufTensor& gate = source.take(prefix + "ffn_gate.weight", config.hidden, config.ffn);
-  const GgufTensor& up = source.take(prefix + "ffn_up.weight", config.hidden, config.ffn);
-  return Linear(config.hidden, 2 * config.ffn, dtype, [&](std::int64_t row, float* out) {
-    row < config.ffn ? gate.load_row(row, out) : up.load_row(row - config.ffn, out);
+Linear load_gate_up(const Checkpoint& checkpoint, std::int64_t layer, DType dtype) {
+  const StoredMatrix& gate = checkpoint.weight(WeightRole::kGate, layer);
+  const StoredMatrix& up = checkpoint.weight(WeightRole::kUp, layer);
+  return Linear(gate.row_elements, 2 * gate.rows, dtype, [&](std::int64_t row, float* out) {
+    row < gate.rows ? gate.load_row(row, out) : up.load_row(row - gate.rows, out);
   });
 }
 
@@ -180,46 +130,72 @@ AttentionFunction dense_attention(const Backend& backend) {
   };
 }
 
-Model::Model(std::shared_ptr<const Gguf> gguf, DType compute)
-    : gguf_(std::move(gguf)), config_(read_config(*gguf_)), compute_(compute) {
+Model::Model(std::shared_ptr<const Checkpoint> checkpoint, DType compute)
+    : checkpoint_(std::move(checkpoint)), compute_(compute) {
   if (compute == DType::kF16) {
     throw Error(ErrorKind::kUnsupported, "models do not compute in f16", "use f32 or bf16");
   }
-  TensorSource source(*gguf_);
-  const std::int64_t hidden = config_.hidden;
-  embedding_ = &source.take("token_embd.weight", hidden, config_.vocabulary);
-  output_norm_ = source.vector("output_norm.weight", hidden);
-  const bool tied = gguf_->find_tensor("output.weight") == nullptr;
+  const ModelConfig& c = config();
+  const auto weight = [&](WeightRole role, std::int64_t layer = 0) -> const StoredMatrix& {
+    return checkpoint_->weight(role, layer);
+  };
   output_ = std::make_unique<const Linear>(load_linear(
-      source, tied ? "token_embd.weight" : "output.weight", hidden, config_.vocabulary, compute));
-  for (std::int64_t i = 0; i < config_.layers; ++i) {
-    const std::string prefix = "blk." + std::to_string(i) + ".";
+      weight(c.tied_embeddings ? WeightRole::kEmbedding : WeightRole::kOutput), compute));
+  output_norm_ = load_vector(weight(WeightRole::kOutputNorm));
+  layers_.reserve(static_cast<std::size_t>(c.layers));
+  for (std::int64_t i = 0; i < c.layers; ++i) {
+    const auto head_norm = [&](WeightRole role) {
+      return c.qk_norm ? load_vector(weight(role, i)) : std::vector<float>();
+    };
     layers_.push_back({
-        .attention_norm = source.vector(prefix + "attn_norm.weight", hidden),
-        .qkv = load_qkv(source, prefix, config_, compute),
-        .attention_out =
-            load_linear(source, prefix + "attn_output.weight", config_.q_rows(), hidden, compute),
-        .ffn_norm = source.vector(prefix + "ffn_norm.weight", hidden),
-        .gate_up = load_gate_up(source, prefix, config_, compute),
-        .down = load_linear(source, prefix + "ffn_down.weight", config_.ffn, hidden, compute),
+        .attention_norm = load_vector(weight(WeightRole::kAttentionNorm, i)),
+        .qkv = load_qkv(*checkpoint_, i, compute),
+        .query_norm = head_norm(WeightRole::kQueryNorm),
+        .key_norm = head_norm(WeightRole::kKeyNorm),
+        .attention_out = load_linear(weight(WeightRole::kAttentionOut, i), compute),
+        .ffn_norm = load_vector(weight(WeightRole::kFfnNorm, i)),
+        .gate_up = load_gate_up(*checkpoint_, i, compute),
+        .down = load_linear(weight(WeightRole::kDown, i), compute),
     });
   }
-  source.check_all_used();
 }
 
 std::uint64_t Model::weight_bytes() const {
   std::uint64_t bytes = output_->bytes() + output_norm_.size() * sizeof(float);
   for (const Layer& l : layers_) {
-    bytes += l.qkv.bytes() + l.attention_out.bytes() + l.gate_up.bytes() + l.down.bytes() +
-             (l.attention_norm.size() + l.ffn_norm.size()) * sizeof(float);
+    bytes +=
+        l.qkv.bytes() + l.attention_out.bytes() + l.gate_up.bytes() + l.down.bytes() +
+        (l.attention_norm.size() + l.ffn_norm.size() + l.query_norm.size() + l.key_norm.size()) *
+            sizeof(float);
   }
   return bytes;
+}
+
+void Model::logits(const float* residual, std::int64_t rows, float* logits) const {
+  const std::int64_t hidden = config().hidden;
+  // The products of a lone row are added in another order than those of several; so it is computed
+  // twice.
+  HeadsTensor normed(compute_, 1, std::max<std::int64_t>(2, std::min(rows, kLogitRows)), hidden);
+  each_tile(rows, kLogitRows, [&](std::int64_t begin, std::int64_t count) {
+    each_row(count, [&](std::int64_t r) {
+      rms_norm(residual + (begin + r) * hidden, output_norm_, config().rms_epsilon, compute_,
+               row_of(normed, 0, r));
+    });
+    float* out = logits + begin * config().vocabulary;
+    if (count > 1) return output_->apply(normed.data(), count, out);
+    std::copy_n(row_of(normed, 0, 0), row_of(normed, 0, 1) - row_of(normed, 0, 0),
+                row_of(normed, 0, 1));
+    std::vector<float> both(static_cast<std::size_t>(2 * config().vocabulary));
+    output_->apply(normed.data(), 2, both.data());
+    std::copy_n(both.data(), config().vocabulary, out);
+  });
 }
 
 std::uint64_t estimated_weight_bytes(const ModelConfig& config, DType compute) {
   const std::int64_t qkv = config.q_rows() + 2 * config.kv_rows();
   const std::int64_t weights_per_layer = config.hidden * (qkv + config.q_rows() + 3 * config.ffn);
-  const std::int64_t floats_per_layer = 2 * config.hidden + (config.qkv_bias ? qkv : 0);
+  const std::int64_t floats_per_layer =
+      2 * config.hidden + (config.qkv_bias ? qkv : 0) + (config.qk_norm ? 2 * config.head_dim : 0);
   const auto weights = static_cast<double>(config.vocabulary) * static_cast<double>(config.hidden) +
                        static_cast<double>(config.layers) * static_cast<double>(weights_per_layer);
   const auto floats = static_cast<double>(config.hidden + config.layers * floats_per_layer);
@@ -280,6 +256,7 @@ void Session::run_chunk(std::span<const std::int32_t> tokens, const LogitsObserv
     project_qkv(layer, i, count);
     attend(i, count);
     feed_forward(layer, count);
+    if (options_.residual) options_.residual(i, position_, count, hidden_.data());
   }
   if (logits) stream_logits(count, logits);
   last_hidden_.assign(hidden_.end() - model_.config().hidden, hidden_.end());
@@ -293,16 +270,12 @@ void Session::embed(std::span<const std::int32_t> tokens) {
   const std::int64_t half = c.head_dim / 2;
   hidden_.resize(static_cast<std::size_t>(count * c.hidden));
   rotation_.resize(static_cast<std::size_t>(count * c.head_dim));
-  std::vector<double> frequency(static_cast<std::size_t>(half));
-  for (std::int64_t i = 0; i < half; ++i) {
-    frequency[i] =
-        std::pow(c.rope_base, -2.0 * static_cast<double>(i) / static_cast<double>(c.head_dim));
-  }
+  const StoredMatrix& embedding = model_.checkpoint_->weight(WeightRole::kEmbedding);
   each_row(count, [&](std::int64_t t) {
-    model_.embedding_->load_row(tokens[t], hidden_.data() + t * c.hidden);
+    embedding.load_row(tokens[t], hidden_.data() + t * c.hidden);
     float* cos = rotation_.data() + t * c.head_dim;
     for (std::int64_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(position_ + t) * frequency[i];
+      const double angle = static_cast<double>(position_ + t) * c.inverse_frequencies[i];
       cos[i] = static_cast<float>(std::cos(angle));
       cos[half + i] = static_cast<float>(std::sin(angle));
     }
@@ -327,14 +300,19 @@ void Session::project_qkv(const Model::Layer& layer, std::int64_t layer_index,
       const std::int64_t t = begin + r;
       const float* cos = rotation_.data() + t * c.head_dim;
       const float* x = product_.data() + r * layer.qkv.outputs();
+      std::vector<float> normed(static_cast<std::size_t>(c.head_dim));
       std::vector<float> rotated(static_cast<std::size_t>(c.head_dim));
-      for (std::int64_t h = 0; h < c.heads; ++h, x += c.head_dim) {
-        rotate(x, cos, cos + half, half, rotated.data());
-        convert_from_float(rotated.data(), dtype, c.head_dim, row_of(queries_, h, t));
+      const auto place_head = [&](const std::vector<float>& norm, std::byte* out) {
+        if (c.qk_norm) rms_norm(x, norm, c.rms_epsilon, DType::kF32, normed.data());
+        rotate(c.qk_norm ? normed.data() : x, cos, cos + half, half, rotated.data());
+        convert_from_float(rotated.data(), dtype, c.head_dim, out);
+        x += c.head_dim;
+      };
+      for (std::int64_t h = 0; h < c.heads; ++h) {
+        place_head(layer.query_norm, row_of(queries_, h, t));
       }
-      for (std::int64_t h = 0; h < c.kv_heads; ++h, x += c.head_dim) {
-        rotate(x, cos, cos + half, half, rotated.data());
-        convert_from_float(rotated.data(), dtype, c.head_dim, row_of(keys, h, position_ + t));
+      for (std::int64_t h = 0; h < c.kv_heads; ++h) {
+        place_head(layer.key_norm, row_of(keys, h, position_ + t));
       }
       for (std::int64_t h = 0; h < c.kv_heads; ++h, x += c.head_dim) {
         convert_from_float(x, dtype, c.head_dim, row_of(values, h, position_ + t));
@@ -399,30 +377,31 @@ void Session::feed_forward(const Model::Layer& layer, std::int64_t tokens) {
 
 void Session::stream_logits(std::int64_t tokens, const LogitsObserver& logits) const {
   const ModelConfig& c = model_.config();
-  const DType dtype = model_.compute();
-  const std::int64_t tile = std::min(tokens, kLogitRows);
-  HeadsTensor normed(dtype, 1, tile, c.hidden);
-  const HeadsTensor values(DType::kF32, 1, tile, c.vocabulary);
-  auto* out = const_cast<float*>(values.row<float>(0, 0));
-  each_tile(tokens, tile, [&](std::int64_t begin, std::int64_t rows) {
-    each_row(rows, [&](std::int64_t r) {
-      rms_norm(hidden_.data() + (begin + r) * c.hidden, model_.output_norm_, c.rms_epsilon, dtype,
-               row_of(normed, 0, r));
-    });
-    model_.output_->apply(normed.data(), rows, out);
+  HeadsTensor values(DType::kF32, 1, std::min(tokens, kLogitRows), c.vocabulary);
+  auto* out = values.row<float>(0, 0);
+  each_tile(tokens, kLogitRows, [&](std::int64_t begin, std::int64_t rows) {
+    model_.logits(hidden_.data() + begin * c.hidden, rows, out);
     logits(position_ + begin, rows, out);
   });
 }
 
 std::vector<float> Session::last_logits() const {
-  assert(position_ > 0);
-  const ModelConfig& c = model_.config();
-  HeadsTensor normed(model_.compute(), 1, 1, c.hidden);
-  rms_norm(last_hidden_.data(), model_.output_norm_, c.rms_epsilon, model_.compute(),
-           normed.data());
-  std::vector<float> logits(static_cast<std::size_t>(c.vocabulary));
-  model_.output_->apply(normed.data(), 1, logits.data());
+  if (last_hidden_.empty()) {
+    throw Error(ErrorKind::kUsage, "a session has no logits before its first token is run");
+  }
+  std::vector<float> logits(static_cast<std::size_t>(model_.config().vocabulary));
+  model_.logits(last_hidden_.data(), 1, logits.data());
   return logits;
+}
+
+void Session::rewind(std::int64_t position) {
+  if (position < 0 || position > position_) {
+    throw Error(ErrorKind::kUsage, "a session of " + std::to_string(position_) +
+                                       " tokens cannot go back to position " +
+                                       std::to_string(position));
+  }
+  position_ = position;
+  last_hidden_.clear();
 }
 
 double negative_log_likelihood(std::span<const float> logits, std::int32_t token) {
@@ -458,7 +437,7 @@ namespace {
 TextLikelihood run_text(const Model& model, std::span<const std::int32_t> tokens,
                         const AttentionFunction& attention) {
   TextLikelihood likelihood(tokens, model.config().vocabulary);
-  Session session(model, attention, {.capacity = std::ssize(tokens), .observer = {}});
+  Session session(model, attention, {.capacity = std::ssize(tokens)});
   session.run(tokens, [&](std::int64_t first, std::int64_t rows, const float* logits) {
     likelihood.add(first, rows, logits);
   });

@@ -9,16 +9,16 @@
 
 #include "attention/backend.hpp"
 #include "core/tensor.hpp"
+#include "model/checkpoint.hpp"
 #include "model/config.hpp"
-#include "model/gguf.hpp"
 #include "model/linear.hpp"
 
 /// The model runner: `Model` holds the weights and never changes; `Session` is one run over one
 /// text, with its KV cache. Attention is injected, so the same run computes dense attention with
 /// any backend, or any sparse method, and it sees exactly what a capture stores.
 ///
-/// Q and K are rotated as Hugging Face does (halves of a head, cos and sin of position /
-/// base^(2i/d) in double), so they equal its tensors after RoPE for every architecture.
+/// Q and K are rotated as Hugging Face does (halves of a head, cos and sin of position times the
+/// inverse frequency in double), so they equal its tensors after RoPE for every architecture.
 namespace sw {
 
 /// Computes the attention of one layer over one chunk: problem.q holds the chunk's queries, k and v
@@ -33,6 +33,11 @@ AttentionFunction dense_attention(const Backend& backend);
 /// Called before the attention of each layer and chunk with what the attention is given.
 using LayerObserver = std::function<void(const AttentionProblem&)>;
 
+/// Called after each layer of each chunk with the residual stream [rows, hidden] of the positions
+/// first, first + 1, ...; the memory is reused.
+using ResidualObserver = std::function<void(std::int64_t layer, std::int64_t first,
+                                            std::int64_t rows, const float* residual)>;
+
 /// Receives logits [rows, vocabulary] of the positions first, first + 1, ...; the memory is reused.
 using LogitsObserver =
     std::function<void(std::int64_t first, std::int64_t rows, const float* logits)>;
@@ -40,31 +45,35 @@ using LogitsObserver =
 class Model {
  public:
   /// Loads the weights in `compute` (kF32 or kBf16: matrix products and KV cache; everything else
-  /// is float) and keeps the file mapped for the embedding rows. Throws Error(kInput) for missing
-  /// tensors or wrong shapes, Error(kUnsupported) for tensors that the architecture does not use,
-  /// Error(kResource) when the memory does not suffice.
-  Model(std::shared_ptr<const Gguf> gguf, DType compute);
+  /// is float) and keeps the checkpoint mapped for the embedding rows. Throws
+  /// Error(kUnsupported) for another `compute`, Error(kResource) when the memory does not suffice.
+  Model(std::shared_ptr<const Checkpoint> checkpoint, DType compute);
 
-  const ModelConfig& config() const { return config_; }
+  const ModelConfig& config() const { return checkpoint_->config(); }
   DType compute() const { return compute_; }
-  /// Bytes of the loaded weights, without the mapped file.
+  /// Bytes of the loaded weights, without the mapped files.
   std::uint64_t weight_bytes() const;
+
+  /// Output norm and vocabulary product of rows of the residual stream after the last layer:
+  /// residual [rows, hidden], logits [rows, vocabulary]. The logits of a row do not depend, bit for
+  /// bit, on the other rows, nor on how many there are. Safe from several threads.
+  void logits(const float* residual, std::int64_t rows, float* logits) const;
 
  private:
   friend class Session;
   struct Layer {
     std::vector<float> attention_norm;  // [hidden]
     Linear qkv;                         // hidden -> q_rows + 2 kv_rows
+    std::vector<float> query_norm;      // [head_dim], or empty
+    std::vector<float> key_norm;        // [head_dim], or empty
     Linear attention_out;               // q_rows -> hidden
     std::vector<float> ffn_norm;        // [hidden]
     Linear gate_up;                     // hidden -> 2 ffn: gate, then up
     Linear down;                        // ffn -> hidden
   };
 
-  std::shared_ptr<const Gguf> gguf_;
-  ModelConfig config_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
   DType compute_;
-  const GgufTensor* embedding_;
   std::vector<Layer> layers_;
   std::vector<float> output_norm_;
   std::unique_ptr<const Linear> output_;  // hidden -> vocabulary
@@ -80,7 +89,8 @@ std::uint64_t kv_cache_bytes(const ModelConfig& config, DType compute, std::int6
 struct SessionOptions {
   std::int64_t capacity = 0;         ///< longest context in tokens, >= 1
   std::int64_t chunk_tokens = 1024;  ///< queries of one attention call in prefill, >= 1
-  LayerObserver observer;            ///< may be empty
+  LayerObserver observer = {};       ///< may be empty
+  ResidualObserver residual = {};    ///< may be empty
 };
 
 class Session {
@@ -97,8 +107,13 @@ class Session {
   /// capacity is exceeded, Error(kInput) for an id outside the vocabulary.
   void run(std::span<const std::int32_t> tokens, const LogitsObserver& logits = {});
 
-  /// Logits [vocabulary] of the last position, computed when asked for. Needs position() > 0.
+  /// Logits [vocabulary] of the last position, computed when asked for. Throws Error(kUsage) when
+  /// nothing was run since the begin or the last rewind().
   std::vector<float> last_logits() const;
+
+  /// Forgets the tokens at and after `position`, so that the next run continues there. Throws
+  /// Error(kUsage) outside 0 .. position().
+  void rewind(std::int64_t position);
 
  private:
   void run_chunk(std::span<const std::int32_t> tokens, const LogitsObserver& logits);
@@ -118,7 +133,7 @@ class Session {
   std::vector<float> rotation_;  // of the chunk: [tokens, 2, head_dim / 2], cos and sin
   HeadsTensor queries_;          // [heads, tokens, head_dim]
   AttentionOutput attended_;
-  std::vector<float> last_hidden_;  // residual stream of the last position [hidden]
+  std::vector<float> last_hidden_;  // residual stream of the last position [hidden], or empty
   // Reused by every step that goes through the chunk a tile of rows at a time.
   HeadsTensor activation_;      // input of a product, [1, rows, widest input] in `compute`
   std::vector<float> product_;  // its result, [rows, widest result]

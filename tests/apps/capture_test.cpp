@@ -166,7 +166,7 @@ TEST_F(Capture, EqualsWhatTheModelShowsItsObserver) {
   const CaptureResult result = run(options);
   const TraceReader trace(options.output);
   EXPECT_EQ(trace.format(), TraceFormat::kSafetensors);
-  const Model model(std::make_shared<const Gguf>(kModel), DType::kF32);
+  const Model model(Checkpoint::open(kModel), DType::kF32);
   int seen = 0;
   SessionOptions session_options;
   session_options.capacity = 64;

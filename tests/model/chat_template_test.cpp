@@ -20,6 +20,48 @@ TEST(ChatTemplate, RendersAsJinjaDoes) {
   }
 }
 
+TEST(ChatTemplate, RendersThoughtsAndDatesAsJinjaDoes) {
+  const auto templates = test::golden("tokenizers/chats.json");
+  ASSERT_EQ(templates.size(), 5u);
+  for (const auto& t : templates) {
+    // No template text says qwen3-nothink: it is qwen3 with enable_thinking=false.
+    const std::string name = t["name"];
+    const ChatTemplate found = ChatTemplate::recognise(t["jinja"].get<std::string>());
+    EXPECT_EQ(found.name(), name == "qwen3-nothink" ? "qwen3" : name);
+    const ChatTemplate chat(name);
+    for (const auto& c : t["cases"]) {
+      std::vector<ChatMessage> messages;
+      for (const auto& m : c["messages"]) messages.push_back({m["role"], m["content"]});
+      EXPECT_EQ(chat.render(messages, c["prompt"]), c["rendered"]) << name << c["messages"];
+    }
+  }
+  EXPECT_EQ(ChatTemplate("qwen").name(), "qwen2.5");
+}
+
+TEST(ChatTemplate, ComesFromTheFolder) {
+  const auto templates = test::golden("tokenizers/chats.json");
+  const std::string qwen3 = templates[0]["jinja"];
+  const std::string llama31 = templates[3]["jinja"];
+  const test::TemporaryFolder folder;
+  EXPECT_THROW(ChatTemplate::of_folder(folder.path()), Error);
+  const auto config = [&](const nlohmann::json& chat) {
+    folder.write("tokenizer_config.json", nlohmann::json{{"chat_template", chat}}.dump());
+  };
+  config(qwen3);
+  EXPECT_EQ(ChatTemplate::of_folder(folder.path()).name(), "qwen3");
+  config({{{"name", "tool_use"}, {"template", "x"}}, {{"name", "default"}, {"template", qwen3}}});
+  EXPECT_EQ(ChatTemplate::of_folder(folder.path()).name(), "qwen3");
+  for (const char* chat : {"null", "1", "[]", "[1]", "{}", R"([{"name": "default"}])",
+                           R"([{"name": 1}, {"name": "default", "template": 3}])", "\"other\""}) {
+    config(nlohmann::json::parse(chat));
+    EXPECT_THROW(ChatTemplate::of_folder(folder.path()), Error) << chat;
+  }
+  folder.write("tokenizer_config.json", "{");
+  EXPECT_THROW(ChatTemplate::of_folder(folder.path()), Error);
+  folder.write("chat_template.jinja", llama31);
+  EXPECT_EQ(ChatTemplate::of_folder(folder.path()).name(), "llama3.1");
+}
+
 TEST(ChatTemplate, RefusesWhatItDoesNotKnow) {
   for (const char* jinja :
        {"", "{{ messages }}", "[INST] {{ messages[0].content }} [/INST]",

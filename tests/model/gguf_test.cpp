@@ -86,9 +86,9 @@ TEST(Gguf, ReadsTensorsOfVersions2And3) {
     EXPECT_EQ(first->row_elements(), 3);
     EXPECT_EQ(first->rows(), 2);
     std::vector<float> row(32);
-    first->load_row(1, row.data());
+    first->matrix().load_row(1, row.data());
     EXPECT_FLOAT_EQ(row[0], 0.1f * static_cast<float>((3 * 7 + 5) % 11 - 5));
-    g.find_tensor("second")->load_row(0, row.data());
+    g.find_tensor("second")->matrix().load_row(0, row.data());
     EXPECT_EQ(row[31], 2.0f);
     EXPECT_EQ(g.find_tensor("third"), nullptr);
   }

@@ -16,7 +16,9 @@ namespace {
 
 /// A whole model of one layer, as small as it can be.
 std::string tiny_model(const std::string& arch = "llama",
-                       const std::function<void(test::GgufBuilder&)>& extra = {}) {
+                       const std::function<void(test::GgufBuilder&)>& extra = {},
+                       const std::vector<std::string>& tokens = {"a", "b", "ab"},
+                       const std::vector<std::string>& merges = {"a b"}) {
   test::GgufBuilder b;
   b.text("general.architecture", arch);
   b.u32(arch + ".block_count", 1);
@@ -27,10 +29,10 @@ std::string tiny_model(const std::string& arch = "llama",
   b.f32(arch + ".attention.layer_norm_rms_epsilon", 1e-5f);
   b.text("tokenizer.ggml.model", "gpt2");
   b.text("tokenizer.ggml.pre", "smollm");
-  b.texts("tokenizer.ggml.tokens", {"a", "b", "ab"});
-  b.i32s("tokenizer.ggml.token_type", {1, 1, 1});
-  b.texts("tokenizer.ggml.merges", {"a b"});
-  b.u32("tokenizer.ggml.eos_token_id", 2);
+  b.texts("tokenizer.ggml.tokens", tokens);
+  b.i32s("tokenizer.ggml.token_type", std::vector<std::int32_t>(tokens.size(), 1));
+  b.texts("tokenizer.ggml.merges", merges);
+  b.u32("tokenizer.ggml.eos_token_id", 1);
   if (extra) extra(b);
   b.floats("token_embd.weight", {4, 3});
   b.floats("output_norm.weight", {4});
@@ -52,18 +54,18 @@ enum class Depth { kHeader, kModel };
 bool survives(const test::TemporaryFile& file, const std::string& bytes, Depth depth) {
   file.write(bytes);
   try {
-    const auto gguf = std::make_shared<const Gguf>(file.path());
-    for (const GgufTensor& tensor : gguf->tensors()) {
+    const Gguf gguf(file.path());
+    for (const GgufTensor& tensor : gguf.tensors()) {
       std::vector<float> row(static_cast<std::size_t>(tensor.row_elements()));
-      for (std::int64_t r = 0; r < tensor.rows(); ++r) tensor.load_row(r, row.data());
+      for (std::int64_t r = 0; r < tensor.rows(); ++r) tensor.matrix().load_row(r, row.data());
     }
-    const Tokenizer tokenizer(*gguf);
+    const Tokenizer tokenizer(gguf);
     tokenizer.decode(tokenizer.encode("abba ab", SpecialText::kParse));
     if (depth == Depth::kHeader) {
-      read_config(*gguf);
+      read_config(gguf);
       return true;
     }
-    const Model model(gguf, DType::kF32);
+    const Model model(Checkpoint::open(file.path()), DType::kF32);
     Session session(model, [](const AttentionProblem& p, AttentionOutput& out) { out.reserve(p); },
                     {.capacity = 2, .observer = {}});
     session.run(std::vector<std::int32_t>{0});
@@ -107,7 +109,7 @@ void expect_refused(const std::string& bytes, ErrorKind kind, const std::string&
   const test::TemporaryFile file;
   file.write(bytes);
   try {
-    const Model model(std::make_shared<const Gguf>(file.path()), DType::kF32);
+    const Model model(Checkpoint::open(file.path()), DType::kF32);
     ADD_FAILURE() << "no error, expected: " << part;
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), kind) << error.what();
@@ -126,8 +128,13 @@ TEST(HostileGguf, RefusesWhatTheRunnerDoesNotCompute) {
                  "RoPE scaling");
   expect_refused(with([](auto& b) { b.f32("llama.rope.scaling.factor", 8); }), unsupported,
                  "RoPE scaling");
-  expect_refused(with([](auto& b) { b.floats("rope_freqs.weight", {1}); }), unsupported,
-                 "RoPE scaling");
+  expect_refused(with([](auto& b) { b.f32("llama.rope.scale_linear", 2); }), unsupported,
+                 "RoPE scaling 'linear'");
+  expect_refused(with([](auto& b) { b.floats("rope_freqs.weight", {2}); }), ErrorKind::kInput,
+                 "rope_freqs.weight");
+  expect_refused(
+      with([](auto& b) { b.tensor("rope_freqs.weight", {1}, 0, std::string("\0\0\x80\xbf", 4)); }),
+      ErrorKind::kInput, "rope_freqs.weight");
   expect_refused(with([](auto& b) { b.u32("llama.rope.dimension_count", 1); }), unsupported,
                  "part of the head");
   expect_refused(with([](auto& b) { b.u32("llama.expert_count", 8); }), unsupported, "experts");
@@ -137,6 +144,25 @@ TEST(HostileGguf, RefusesWhatTheRunnerDoesNotCompute) {
                  "value dimension");
   expect_refused(with([](auto& b) { b.floats("blk.0.attn_q_norm.weight", {2}); }), unsupported,
                  "attn_q_norm");
+}
+
+TEST(HostileGguf, RefusesMoreTokensThanTheEmbeddingHas) {
+  const test::TemporaryFile file;
+  file.write(tiny_model());
+  EXPECT_EQ(Checkpoint::open(file.path())->tokenizer().size(), 3);
+  file.write(tiny_model("llama", {}, {"a", "b", "ab", "c"}));
+  const auto checkpoint = Checkpoint::open(file.path());
+  try {
+    checkpoint->tokenizer();
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kInput);
+    EXPECT_NE(std::string(error.what()).find("4 tokens, but the embedding only 3"),
+              std::string::npos)
+        << error.what();
+  }
+  file.write(tiny_model("llama", {}, {"a", "b"}, {}));
+  EXPECT_EQ(Checkpoint::open(file.path())->tokenizer().size(), 2);  // rows may be padding
 }
 
 TEST(HostileGguf, RefusesWrongMetadata) {

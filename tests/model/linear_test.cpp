@@ -1,5 +1,6 @@
 #include "model/linear.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -58,6 +59,35 @@ void check(const Case& c, DType dtype, bool with_bias) {
   linear.apply(stored.data(), c.rows, again.data());
   set_num_threads(threads);
   EXPECT_EQ(y, again) << "the result depends on the thread count";
+}
+
+/// The first rows of a product equal, bit for bit, the product of these rows alone; but a lone row
+/// may be added up in another order.
+void check_rows(DType dtype) {
+  const std::int64_t inputs = 576, outputs = 700, most = 260;
+  const std::vector<float> w = random_values(inputs * outputs, 1);
+  const std::vector<float> x = random_values(inputs * most, 2);
+  std::vector<std::byte> stored(x.size() * dtype_size(dtype));
+  convert_from_float(x.data(), dtype, static_cast<std::int64_t>(x.size()), stored.data());
+  const Linear linear(inputs, outputs, dtype, [&](std::int64_t row, float* out) {
+    std::copy_n(w.data() + row * inputs, inputs, out);
+  });
+  std::vector<float> all(static_cast<std::size_t>(most * outputs));
+  linear.apply(stored.data(), most, all.data());
+  for (const std::int64_t rows : {2, 3, 5, 14, 15, 31, 64, 127, 128, 130, 255}) {
+    std::vector<float> some(static_cast<std::size_t>(rows * outputs));
+    linear.apply(stored.data(), rows, some.data());
+    EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << rows << " rows";
+  }
+}
+
+TEST(Linear, ARowDoesNotDependOnTheNumberOfRows) {
+  check_rows(DType::kF32);
+  try {
+    check_rows(DType::kBf16);
+  } catch (const Error& error) {
+    ASSERT_EQ(error.kind(), ErrorKind::kUnsupported) << error.what();
+  }
 }
 
 const Case kCases[] = {{1, 1, 1},    {5, 3, 7},      {64, 48, 1},    {96, 257, 127},

@@ -44,12 +44,12 @@ class ModelFile : public ::testing::TestWithParam<const char*> {
     if (!std::filesystem::exists(path)) GTEST_SKIP() << "there is no " << path;
     if (!std::filesystem::exists(text_path())) GTEST_SKIP() << "there is no " << text_path();
     expected = test::golden(std::string(GetParam()) + ".json");
-    gguf = std::make_shared<const Gguf>(path);
-    tokenizer.emplace(*gguf);
+    checkpoint = Checkpoint::open(path);
+    tokenizer.emplace(checkpoint->tokenizer());
   }
 
   nlohmann::json expected;
-  std::shared_ptr<const Gguf> gguf;
+  std::shared_ptr<const Checkpoint> checkpoint;
   std::optional<Tokenizer> tokenizer;
 };
 
@@ -72,7 +72,7 @@ TEST_P(ModelFile, TokenIdsEqualHuggingFace) {
 }
 
 TEST_P(ModelFile, ChatEqualsHuggingFace) {
-  const ChatTemplate chat = ChatTemplate::of(*gguf);
+  const ChatTemplate chat = checkpoint->chat_template();
   for (const auto& c : expected["chat"]) {
     std::vector<ChatMessage> messages;
     for (const auto& m : c["messages"]) messages.push_back({m["role"], m["content"]});
@@ -83,7 +83,7 @@ TEST_P(ModelFile, ChatEqualsHuggingFace) {
 }
 
 TEST_P(ModelFile, PerplexityLogitsAndGreedyTextEqualHuggingFace) {
-  const Model model(gguf, DType::kF32);
+  const Model model(checkpoint, DType::kF32);
   const auto backend = make_cpu_backend();
   const AttentionFunction attention = dense_attention(*backend);
   Ids ids = tokenizer->encode(read_file(text_path()), SpecialText::kPlain);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -42,6 +43,32 @@ class TemporaryFile {
   void write(const std::string& bytes) const {
     std::remove(path_.c_str());  // some file systems flush a file that is cut and written again
     std::ofstream(path_, std::ios::binary) << bytes;
+  }
+
+ private:
+  std::string path_;
+};
+
+/// A folder of the test's own that is removed at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    path_ = ::testing::TempDir() + "sw_model_XXXXXX";
+    if (!mkdtemp(path_.data())) throw std::runtime_error("cannot create " + path_);
+  }
+  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  std::string read(const std::string& name) const {
+    std::ifstream in(file(name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  void write(const std::string& name, const std::string& bytes) const {
+    std::filesystem::remove(file(name));
+    std::ofstream(file(name), std::ios::binary) << bytes;
   }
 
  private:

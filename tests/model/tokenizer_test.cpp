@@ -71,7 +71,7 @@ TEST(Tokenizer, TakesTheLongestSpecialToken) {
   std::vector<std::int32_t> types(tokens.size(), 1);
   for (const char* special : {"<a>", "<a><b>", "<a><b><c", "<"}) {
     tokens.push_back(special);
-    types.push_back(4);
+    types.push_back(3);
   }
   b.text("tokenizer.ggml.model", "gpt2");
   b.text("tokenizer.ggml.pre", "gpt2");
@@ -89,6 +89,21 @@ TEST(Tokenizer, TakesTheLongestSpecialToken) {
             (Ids{'<' - 0x21, 'a' - 0x21, '>' - 0x21}));
   // The space and the bytes beyond ASCII have no token in this vocabulary.
   EXPECT_EQ(tokenizer.encode("a é b", SpecialText::kPlain), (Ids{'a' - 0x21, 'b' - 0x21}));
+}
+
+// As in the library, and in llama.cpp: what is not special is found in documents too.
+TEST(Tokenizer, FindsUserDefinedTokensInPlainText) {
+  test::GgufBuilder b;
+  b.text("tokenizer.ggml.model", "gpt2");
+  b.text("tokenizer.ggml.pre", "gpt2");
+  b.texts("tokenizer.ggml.tokens", {"a", "b", "<", ">", "<a>", "<b>"});
+  b.i32s("tokenizer.ggml.token_type", {1, 1, 1, 1, 3, 4});
+  b.texts("tokenizer.ggml.merges", {});
+  const test::TemporaryFile file;
+  file.write(b.bytes());
+  const Tokenizer tokenizer{Gguf(file.path())};
+  EXPECT_EQ(tokenizer.encode("<a><b>", SpecialText::kPlain), (Ids{2, 0, 3, 5}));
+  EXPECT_EQ(tokenizer.encode("<a><b>", SpecialText::kParse), (Ids{4, 5}));
 }
 
 TEST(Tokenizer, KeepsInvalidUtf8) {
