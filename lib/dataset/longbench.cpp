@@ -106,6 +106,35 @@ Sample LongBenchPrompts::sample(const LongBenchRecord& record) const {
   return sample;
 }
 
+LongBenchLengths::LongBenchLengths(const std::string& path) : path_(path) {
+  const auto fail = [&path](const std::string& reason) {
+    throw Error(ErrorKind::kInput, path + ": not a JSON object of lengths (" + reason + ")",
+                "take the file dataset2maxlen.json of LongBench v1");
+  };
+  try {
+    const auto json = nlohmann::json::parse(read_file(path, std::uint64_t{1} << 24));
+    if (!json.is_object()) fail(std::string("it is ") + json.type_name());
+    for (const auto& [task, length] : json.items()) {
+      if (!length.is_number_integer() || length.get<std::int64_t>() < 1) {
+        fail("'" + task + "' has " + length.dump());
+      }
+      lengths_[task] = length.get<std::int64_t>();
+    }
+  } catch (const nlohmann::json::exception& error) {
+    fail(error.what());
+  }
+}
+
+std::int64_t LongBenchLengths::max_new_tokens(std::string_view task) const {
+  const std::string_view name = longbench_task(task);
+  const auto it = lengths_.find(name);
+  if (it != lengths_.end()) return it->second;
+  std::vector<std::string> known;
+  for (const auto& entry : lengths_) known.push_back(entry.first);
+  throw Error(ErrorKind::kInput, path_ + " has no length for the task '" + std::string(name) + "'",
+              suggestion(name, known));
+}
+
 std::string find_longbench_prompts(const std::string& records_path) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::absolute(records_path).parent_path();

@@ -50,6 +50,20 @@ class LongBenchPrompts {
   std::map<std::string, std::string, std::less<>> templates_;
 };
 
+/// How many tokens a task may generate: dataset2maxlen.json, one number a task.
+class LongBenchLengths {
+ public:
+  /// Throws Error(kInput) when the file is not an object of positive whole numbers.
+  explicit LongBenchLengths(const std::string& path);
+
+  /// For a task with or without "_e". Throws Error(kInput) for an unknown one.
+  std::int64_t max_new_tokens(std::string_view task) const;
+
+ private:
+  std::string path_;
+  std::map<std::string, std::int64_t, std::less<>> lengths_;
+};
+
 /// Where dataset2prompt.json is when nobody says so: beside the records, or in the folder config or
 /// longbench_config next to the records' folder. Throws Error(kUsage) when it is in none of them.
 std::string find_longbench_prompts(const std::string& records_path);

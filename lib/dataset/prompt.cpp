@@ -34,7 +34,8 @@ std::string cut_text(const Sample& sample, const PromptCodec& codec,
 /// The ids of the sample, untruncated, and those within the limit.
 std::pair<std::vector<std::int32_t>, std::int64_t> limited_ids(const Sample& sample,
                                                                const PromptCodec& codec,
-                                                               std::int64_t limit) {
+                                                               std::int64_t limit,
+                                                               PromptProtocol protocol) {
   const auto encode_all = [&](std::string_view text) {
     std::string all = codec.chat ? codec.chat(text) : std::string(text);
     const bool glued = !codec.chat && !sample.answer_prefix.empty() && !text.empty() &&
@@ -50,6 +51,12 @@ std::pair<std::vector<std::int32_t>, std::int64_t> limited_ids(const Sample& sam
   if (sample.truncation == Truncation::kTail && !codec.chat && sample.answer_prefix.empty()) {
     ids.resize(static_cast<std::size_t>(std::max<std::int64_t>(limit, 0)));
     return {std::move(ids), untruncated};
+  }
+  if (protocol == PromptProtocol::kRelease && limit >= 2) {
+    const auto [head, tail] = truncate_middle(ids, limit);
+    std::vector<std::int32_t> cut(head.begin(), head.end());
+    cut.insert(cut.end(), tail.begin(), tail.end());
+    return {std::move(cut), untruncated};
   }
   const auto prompt_ids = codec.encode(sample.prompt);
   std::int64_t room = limit - std::ssize(encode_all(""));
@@ -110,8 +117,9 @@ std::vector<TokenRange> TokenText::find(std::span<const std::string> answers,
   return {ranges.begin(), ranges.end()};
 }
 
-Prompt build_prompt(const Sample& sample, const PromptCodec& codec, std::int64_t limit) {
-  auto [ids, untruncated] = limited_ids(sample, codec, limit);
+Prompt build_prompt(const Sample& sample, const PromptCodec& codec, std::int64_t limit,
+                    PromptProtocol protocol) {
+  auto [ids, untruncated] = limited_ids(sample, codec, limit, protocol);
   if (ids.empty()) {
     throw Error(ErrorKind::kInput, sample.dataset + " " + sample.id + " gives no tokens",
                 "the text is empty or the context is 0");

@@ -12,7 +12,7 @@
 #include "dataset/sample.hpp"
 
 /// From a sample to token ids: truncation to the context, chat template and beginning of the reply
-/// (metrics.md, protocol `longbench`), and the tokens that hold the answers.
+/// (metrics.md, protocols `longbench` and `release`), and the tokens that hold the answers.
 namespace sw {
 
 /// Tokens [begin, end).
@@ -63,11 +63,20 @@ struct Prompt {
   std::vector<TokenRange> answer_spans;  ///< of the sample's answers, outside its question
 };
 
+/// How a prompt that is too long is cut.
+enum class PromptProtocol {
+  /// LongBench's own: on the ids of the prompt alone, decoded (U+FFFD for broken characters) and
+  /// encoded again inside the template.
+  kLongBench,
+  /// That of the paper's release: on the ids of the finished text, template included.
+  kRelease,
+};
+
 /// Ids of a sample, at most `limit` of them with the template, BOS and reply prefix included. A
-/// prompt that is too long is cut on its own ids (half from each end, or the first ones), decoded
-/// with U+FFFD for broken characters and encoded again inside the template; running text without a
-/// template keeps exactly its first ids. Throws Error(kUsage) when the limit leaves no room,
-/// Error(kInput) when the sample has no tokens.
-Prompt build_prompt(const Sample& sample, const PromptCodec& codec, std::int64_t limit);
+/// prompt that is too long loses its middle, or its end where the sample says so; running text
+/// without a template keeps exactly its first ids. Throws Error(kUsage) when the limit leaves no
+/// room, Error(kInput) when the sample has no tokens.
+Prompt build_prompt(const Sample& sample, const PromptCodec& codec, std::int64_t limit,
+                    PromptProtocol protocol = PromptProtocol::kLongBench);
 
 }  // namespace sw
