@@ -10,14 +10,14 @@
 #include "common/backend_choice.hpp"
 #include "core/error.hpp"
 #include "core/progress.hpp"
+#include "core/sha256.hpp"
 #include "core/text.hpp"
 #include "eval/evaluate.hpp"
-#include "policy/list.hpp"
 #include "report/files.hpp"
 #include "report/gate.hpp"
 #include "report/json_report.hpp"
-#include "report/sha256.hpp"
 #include "report/table.hpp"
+#include "shared.hpp"
 
 namespace sw {
 namespace {
@@ -41,27 +41,6 @@ struct TraceOptions {
   std::vector<std::string> fail_if;
 };
 
-std::vector<std::unique_ptr<Policy>> make_policies(const std::vector<std::string>& specs,
-                                                   std::uint64_t seed) {
-  std::vector<std::unique_ptr<Policy>> policies;
-  for (const std::string& spec : specs) {
-    std::unique_ptr<Policy> policy;
-    try {
-      policy = make_policy(spec, seed);
-    } catch (const Error& error) {
-      std::error_code ignored;
-      if (!std::filesystem::exists(spec, ignored)) throw;
-      throw Error(error.kind(), error.what(),
-                  "'" + spec + "' is a file: traces come before --method");
-    }
-    const bool known = std::any_of(policies.begin(), policies.end(), [&](const auto& other) {
-      return other->spec() == policy->spec();
-    });
-    if (!known) policies.push_back(std::move(policy));
-  }
-  return policies;
-}
-
 /// "A:B" is [A, B), "A" is [A, A + 1).
 std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& text) {
   const std::vector<std::string> parts = split(text, ':');
@@ -73,18 +52,6 @@ std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& text) {
   }
   throw Error(ErrorKind::kUsage, "--layers '" + text + "' is not a range of layers",
               "write first:end, where end is not included, or one layer");
-}
-
-std::vector<double> checked_densities(std::vector<double> densities) {
-  for (double density : densities) {
-    if (!(density > 0.0 && density <= 1.0)) {
-      throw Error(ErrorKind::kUsage, "density " + format_double(density) + " is outside (0, 1]",
-                  "0.2 keeps a fifth of the causal pairs");
-    }
-  }
-  std::sort(densities.begin(), densities.end());
-  densities.erase(std::unique(densities.begin(), densities.end()), densities.end());
-  return densities;
 }
 
 InputRecord describe(const TraceReader& trace) {
@@ -153,15 +120,7 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
 
   report.created = utc_now();
   report.command = argv;
-  report.environment = current_environment();
-  report.environment.backend = backend->name();
-  report.environment.backend_detail = backend->detail();
-  report.environment.libraries.emplace_back("CLI11", CLI11_VERSION);
-  if (const auto gpu = describe_gpu()) {
-    report.environment.gpu = gpu->name;
-    report.environment.driver = gpu->driver;
-    report.environment.clocks = gpu->clocks;
-  }
+  report.environment = describe_environment(*backend);
   report.protocol.phase = options.phase;
   for (const auto& policy : policies) report.protocol.methods.push_back(policy->spec());
   report.protocol.densities = eval.densities;

@@ -184,9 +184,81 @@ class CellWriter {
   std::map<const BlockScores*, std::string> scores_;
 };
 
-}  // namespace
+/// The arrays of one cell of a model evaluation.
+void write_model_cell(hid_t group, const ModelCell& cell) {
+  const auto n = static_cast<hsize_t>(cell.entries.size());
+  const auto layers = static_cast<hsize_t>(cell.entries.front()->usage.size());
+  std::vector<std::int64_t> samples, prompt_tokens, decode_steps, scored_from;
+  std::vector<std::int64_t> reply_ptr = {0}, window_ptr = {0};
+  std::vector<std::int32_t> reply_ids;
+  std::vector<double> prefill_seconds, decode_seconds, scores;
+  std::vector<float> nll, kl, delta_p;
+  std::vector<std::uint8_t> same_top;
+  std::vector<float> density(layers * n), density_decode(layers * n);
+  std::vector<double> hidden_error(layers * n);
+  const auto append = [](auto& to, const auto& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
+  for (std::size_t i = 0; i < n; ++i) {
+    const RunEntry& entry = *cell.entries[i];
+    samples.push_back(entry.sample);
+    prompt_tokens.push_back(entry.prompt.tokens);
+    prefill_seconds.push_back(entry.prefill_seconds);
+    decode_seconds.push_back(entry.decode_seconds);
+    decode_steps.push_back(entry.decode_steps);
+    for (std::size_t l = 0; l < layers; ++l) {
+      const LayerUsage& usage = entry.usage[l];
+      density[l * n + i] = static_cast<float>(usage.pairs.density());
+      density_decode[l * n + i] = usage.kv_tokens_context > 0
+                                      ? static_cast<float>(usage.kv_tokens_read) /
+                                            static_cast<float>(usage.kv_tokens_context)
+                                      : std::numeric_limits<float>::quiet_NaN();
+    }
+    if (entry.reply) {
+      scores.push_back(entry.reply->score);
+      append(reply_ids, entry.reply->ids);
+      reply_ptr.push_back(std::ssize(reply_ids));
+    }
+    if (entry.window) {
+      const WindowResult& window = *entry.window;
+      append(nll, window.nll);
+      append(kl, window.kl);
+      append(delta_p, window.delta_p);
+      append(same_top, window.same_top);
+      window_ptr.push_back(std::ssize(nll));
+      scored_from.push_back(window.scored_from);
+      for (std::size_t l = 0; l < window.hidden_error.size(); ++l) {
+        hidden_error[l * n + i] = window.hidden_error[l];
+      }
+    }
+  }
+  write_list(group, "sample", samples);
+  write_list(group, "prompt_tokens", prompt_tokens);
+  write_list(group, "prefill_seconds", prefill_seconds);
+  write_list(group, "decode_seconds", decode_seconds);
+  write_list(group, "decode_steps", decode_steps);
+  write_array<float>(group, "density", density, {layers, n});
+  write_array<float>(group, "density_decode", density_decode, {layers, n});
+  if (!scores.empty()) {
+    write_list(group, "score", scores);
+    write_list(group, "reply_ids", reply_ids);
+    write_list(group, "reply_ptr", reply_ptr);
+  }
+  if (nll.empty()) return;
+  write_list(group, "nll", nll);
+  write_list(group, "window_ptr", window_ptr);
+  write_list(group, "scored_from", scored_from);
+  if (kl.empty()) return;
+  write_list(group, "kl", kl);
+  write_list(group, "delta_p", delta_p);
+  write_list(group, "same_top", same_top);
+  write_array<double>(group, "hidden_error", hidden_error, {layers, n});
+}
 
-void write_hdf5(const Report& report, const std::string& path, const std::string& name) {
+/// Creates the file `path`, calls body(group /cells) and closes it; `name` is for messages.
+template <class F>
+void write_file_of_cells(const std::string& created, const std::string& path,
+                         const std::string& name, F&& body) {
   hdf5::initialise();
   try {
     const hdf5::PropertyList access(H5Pcreate(H5P_FILE_ACCESS));
@@ -196,19 +268,45 @@ void write_hdf5(const Report& report, const std::string& path, const std::string
     hdf5::File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()));
     hdf5::write_attribute(file.get(), "format", std::string("sketchwalk-report"));
     hdf5::write_attribute(file.get(), "version", std::int64_t{kReportVersion});
-    hdf5::write_attribute(file.get(), "created", report.created);
+    hdf5::write_attribute(file.get(), "created", created);
     hdf5::Group cells = make_group(file.get(), "cells");
-    CellWriter writer(cells.get());
-    for (std::size_t i = 0; i < report.cells.size(); ++i) {
-      const CellRecord& cell = report.cells[i];
-      if (cell.status == CellStatus::kOk) writer.write(cell, i, report.inputs[cell.input].path);
-    }
+    body(cells.get());
     cells.close();
     file.close();
   } catch (const hdf5::Failure& failure) {
     throw Error(ErrorKind::kOutput, "cannot write '" + name + "': " + failure.reason,
                 "check the space on that disk, or choose another place with -o");
   }
+}
+
+}  // namespace
+
+void write_hdf5(const Report& report, const std::string& path, const std::string& name) {
+  write_file_of_cells(report.created, path, name, [&](hid_t cells) {
+    CellWriter writer(cells);
+    for (std::size_t i = 0; i < report.cells.size(); ++i) {
+      const CellRecord& cell = report.cells[i];
+      if (cell.status == CellStatus::kOk) writer.write(cell, i, report.inputs[cell.input].path);
+    }
+  });
+}
+
+void write_hdf5(const ModelReport& report, const std::string& path, const std::string& name) {
+  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+  write_file_of_cells(report.created, path, name, [&](hid_t cells) {
+    for (std::size_t i = 0; i < summary.cells.size(); ++i) {
+      const ModelCell& cell = summary.cells[i];
+      if (cell.samples == 0) continue;
+      const ArmInfo& arm = report.arms[cell.arm];
+      const hdf5::Group group = make_group(cells, padded(static_cast<std::int64_t>(i), 4));
+      hdf5::write_attribute(group.get(), "method", arm.method);
+      write_double_attribute(group.get(), "density",
+                             arm.density.value_or(std::numeric_limits<double>::quiet_NaN()));
+      hdf5::write_attribute(group.get(), "input", report.tasks[cell.task].name);
+      hdf5::write_attribute(group.get(), "arm", arm.label);
+      write_model_cell(group.get(), cell);
+    }
+  });
 }
 
 }  // namespace sw

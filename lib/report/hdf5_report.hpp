@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "report/model_report.hpp"
 #include "report/report.hpp"
 
 namespace sw {
@@ -23,5 +24,16 @@ namespace sw {
 ///   sets x query blocks, or row sets x steps), attribute groups; token_window, token_sink [1 or
 ///   steps] int64; score [row sets * b, b] float32 (prefill, where the policy has scores).
 void write_hdf5(const Report& report, const std::string& path, const std::string& name);
+
+/// The same for a model evaluation. Attributes method, density, input (the task), arm. Datasets,
+/// for n samples or windows:
+///   sample, prompt_tokens [n] int64, prefill_seconds, decode_seconds [n] float64,
+///   decode_steps [n] int64
+///   density, density_decode [layer, n] float32 (kept / causal pairs; KV tokens read / context)
+///   score [n] float64 and reply_ids int32 with reply_ptr [n + 1] int64 (tasks with replies)
+///   nll float32 with window_ptr [n + 1] int64, scored_from [n] int64 (texts), and with --kl, but
+///   for the dense arm, kl, delta_p float32, same_top uint8 of the same tokens,
+///   hidden_error [layer, n] float64
+void write_hdf5(const ModelReport& report, const std::string& path, const std::string& name);
 
 }  // namespace sw

@@ -3,45 +3,16 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "core/sha256.hpp"
 #include "eval/summary.hpp"
-#include "report/sha256.hpp"
+#include "report/json_parts.hpp"
 
 namespace sw {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-template <class T>
-Json nullable(const std::optional<T>& value) {
-  return value ? Json(*value) : Json(nullptr);
-}
-
 Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
-
-Json to_json(const Interval& interval) {
-  return {
-      {"mean", interval.mean}, {"low", nullable(interval.low)}, {"high", nullable(interval.high)}};
-}
-
-Json to_json(const Environment& environment) {
-  Json libraries = Json::object();
-  for (const auto& [name, version] : environment.libraries) libraries[name] = version;
-  return {{"version", environment.version},
-          {"git_sha", environment.git_sha},
-          {"git_dirty", nullable(environment.git_dirty)},
-          {"build_type", environment.build_type},
-          {"compiler", environment.compiler},
-          {"system", environment.system},
-          {"cpu", environment.cpu},
-          {"isa", environment.isa},
-          {"gpu", nullable(environment.gpu)},
-          {"driver", nullable(environment.driver)},
-          {"clocks", nullable(environment.clocks)},
-          {"threads", environment.threads},
-          {"backend", environment.backend},
-          {"backend_detail", environment.backend_detail},
-          {"libraries", libraries}};
-}
 
 Json to_json(const InputRecord& input) {
   const TraceInfo& info = input.info;
@@ -101,17 +72,6 @@ Json to_json(const Protocol& protocol) {
         {"clock", "steady"},
         {"caveat",
          "one pass a layer inside an evaluation, no warm-up and no repeats: not a benchmark"}}}};
-}
-
-Json to_json(const DensitySummary& density) {
-  Json parts;
-  for (std::size_t part = 0; part < kNumParts; ++part) {
-    parts[part_name(static_cast<Part>(part))] = density.parts[part];
-  }
-  return {{"sparse", density.sparse},
-          {"all", density.all},
-          {"decode", nullable(density.decode)},
-          {"parts", parts}};
 }
 
 Json to_json(const std::optional<MetricSummary>& metric) {

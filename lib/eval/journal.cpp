@@ -1,0 +1,215 @@
+#include "eval/journal.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/json.hpp"
+#include "core/sha256.hpp"
+
+namespace sw {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::string_view kMagic = "sketchwalk-journal 1 ";
+constexpr std::size_t kChecksumDigits = 16;
+constexpr int kDeepest = 64;
+constexpr std::size_t kLongestLine = std::size_t{1} << 30;
+
+std::string checksum(std::string_view text) {
+  return sha256(std::as_bytes(std::span(text))).substr(0, kChecksumDigits);
+}
+
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string make_line(const std::string& text) { return checksum(text) + " " + text + "\n"; }
+
+/// The JSON of a line without its end, or nothing when the line is not whole. `what` names the line
+/// in the Error(kInput) of one whose checksum is right but that no journal can have.
+std::optional<Json> parse_line(std::string_view line, const std::string& what) {
+  if (line.size() > kLongestLine) throw Error(ErrorKind::kInput, what + " is longer than 1 GiB");
+  if (line.size() < kChecksumDigits + 1 || line[kChecksumDigits] != ' ') return std::nullopt;
+  const std::string_view text = line.substr(kChecksumDigits + 1);
+  if (checksum(text) != line.substr(0, kChecksumDigits)) return std::nullopt;
+  return parse_json_object(text, what, kDeepest);
+}
+
+std::string brief(const Json* json) {
+  if (json == nullptr) return "nothing";
+  std::string text = dump(*json);
+  constexpr std::size_t kLongest = 60;
+  return text.size() > kLongest ? text.substr(0, kLongest) + "..." : text;
+}
+
+/// "context: 4096 there, 8192 now; ...": leaves that differ, by their path. Null: there is none.
+void describe_differences(const Json* there, const Json* now, const std::string& path,
+                          std::vector<std::string>& out) {
+  if (there != nullptr && now != nullptr) {
+    if (*there == *now) return;
+    if (there->is_object() && now->is_object()) {
+      const auto find = [](const Json& json, const std::string& key) {
+        const auto it = json.find(key);
+        return it == json.end() ? nullptr : &*it;
+      };
+      Json keys = *there;
+      keys.update(*now);
+      for (const auto& [key, ignored] : keys.items()) {
+        describe_differences(find(*there, key), find(*now, key),
+                             path.empty() ? key : path + "/" + key, out);
+      }
+      return;
+    }
+  }
+  out.push_back(path + ": " + brief(there) + " there, " + brief(now) + " now");
+}
+
+[[noreturn]] void fail_output(const std::string& path, const std::string& what) {
+  throw Error(ErrorKind::kOutput, "cannot write '" + path + "': " + what,
+              "check the folder, its permissions and the space on its disk");
+}
+
+}  // namespace
+
+Journal::Journal(const std::string& path, const Json& identity) : path_(path) {
+  do {
+    file_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  } while (file_ < 0 && errno == EINTR);
+  if (file_ < 0) fail_output(path, std::strerror(errno));
+  try {
+    int locked = 0;
+    do {
+      locked = flock(file_, LOCK_EX | LOCK_NB);
+    } while (locked != 0 && errno == EINTR);
+    if (locked != 0 && errno != EWOULDBLOCK) {
+      fail_output(path, std::string("it cannot be locked: ") + std::strerror(errno));
+    }
+    if (locked != 0) {
+      throw Error(ErrorKind::kUsage, "'" + path + "' is in use by another process",
+                  "wait until it has ended, or choose another -o");
+    }
+    // Compared and kept as it will be read again, or a name that is not UTF-8 would never match.
+    read(parse_json_object(dump(identity), "the identity of a journal", kDeepest));
+  } catch (...) {
+    close(file_);
+    throw;
+  }
+}
+
+Journal::~Journal() { close(file_); }
+
+void Journal::read(const Json& identity) {
+  struct stat status {};
+  if (fstat(file_, &status) != 0) fail_output(path_, std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(ErrorKind::kUsage, "'" + path_ + "' is not a regular file", "choose another -o");
+  }
+  std::size_t file_size = 0;
+  if (status.st_size > 0) {
+    const MappedFile mapped(path_);
+    const std::string_view text(reinterpret_cast<const char*>(mapped.bytes().data()),
+                                mapped.bytes().size());
+    file_size = text.size();
+    const std::string_view begin = text.substr(0, kMagic.size());
+    if (begin != kMagic.substr(0, begin.size())) {
+      throw Error(ErrorKind::kInput, "'" + path_ + "' is not a journal of this version",
+                  "move it away, or choose another -o");
+    }
+    std::int64_t number = 0;
+    for (std::size_t at = 0; at < text.size();) {
+      ++number;
+      const std::size_t end = text.find('\n', at);
+      std::optional<Json> json;
+      if (end != std::string_view::npos) {
+        const std::size_t skip = number == 1 ? kMagic.size() : 0;
+        json = parse_line(text.substr(at, end - at).substr(std::min(skip, end - at)),
+                          "'" + path_ + "', line " + std::to_string(number) + ",");
+      }
+      const std::size_t next = end == std::string_view::npos ? text.size() : end + 1;
+      if (!json) {
+        if (next == text.size()) break;  // torn
+        throw Error(ErrorKind::kInput,
+                    "'" + path_ + "' is damaged: line " + std::to_string(number) +
+                        " does not match its checksum, and is not the last",
+                    "restore it from a copy, or delete it and run again");
+      }
+      if (number == 1) {
+        if (*json != identity) {
+          std::vector<std::string> differences;
+          describe_differences(&*json, &identity, "", differences);
+          std::string message;
+          constexpr std::size_t kShown = 4;
+          for (std::size_t i = 0; i < std::min(kShown, differences.size()); ++i) {
+            message += (i > 0 ? "; " : "") + differences[i];
+          }
+          if (differences.size() > kShown) {
+            message += "; and " + std::to_string(differences.size() - kShown) + " more";
+          }
+          throw Error(ErrorKind::kUsage, "'" + path_ + "' is of another run: " + message,
+                      "choose another -o, or delete the journal to start again");
+        }
+      } else {
+        entries_.push_back(std::move(*json));
+      }
+      at = next;
+      size_ = static_cast<std::int64_t>(at);
+    }
+  }
+  if (static_cast<std::size_t>(size_) < file_size) {
+    dropped_bytes_ = static_cast<std::int64_t>(file_size) - size_;
+    if (ftruncate(file_, size_) != 0) fail_output(path_, std::strerror(errno));
+  }
+  if (size_ > 0) return;
+  write_line(std::string(kMagic) + make_line(dump(identity)));
+  // The name itself has to survive a crash too.
+  const std::string folder = std::filesystem::absolute(path_).parent_path().string();
+  const int directory = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory >= 0) {
+    fsync(directory);
+    close(directory);
+  }
+}
+
+void Journal::append(const Json& entry) {
+  const std::string text = dump(entry);
+  Json stored = parse_json_object(text, "an entry of '" + path_ + "'", kDeepest);
+  write_line(make_line(text));
+  entries_.push_back(std::move(stored));
+}
+
+void Journal::write_line(const std::string& line) {
+  std::size_t done = 0;
+  int error = 0;
+  while (done < line.size() && error == 0) {
+    const ssize_t wrote = pwrite(file_, line.data() + done, line.size() - done,
+                                 static_cast<off_t>(size_) + static_cast<off_t>(done));
+    if (wrote > 0) done += static_cast<std::size_t>(wrote);
+    if (wrote == 0) error = ENOSPC;
+    if (wrote < 0 && errno != EINTR) error = errno;
+  }
+  while (error == 0 && fsync(file_) != 0) {
+    if (errno != EINTR) error = errno;
+  }
+  if (error != 0) {
+    // Whatever this leaves behind is a torn last line, which the next run cuts off.
+    [[maybe_unused]] const int ignored = ftruncate(file_, size_);
+    fail_output(path_, std::strerror(error));
+  }
+  size_ += static_cast<std::int64_t>(line.size());
+}
+
+}  // namespace sw
