@@ -186,7 +186,7 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
     throw Error(ErrorKind::kUsage, "there is no place for the report", "give one with -o OUT");
   }
   const ReportPaths paths = report_paths(options.output);
-  check_report_paths(paths, common.force);
+  { const PendingFile checked(paths.json, common.force); }
   const std::vector<Arm> arms = make_arms(options, common.seed);
   const std::vector<Task> tasks = open_tasks(options);
   const auto backend = make_backend(common.backend);
@@ -232,6 +232,11 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
 
   const std::string journal_path = paths.json.substr(0, paths.json.size() - 5) + ".journal";
   Journal journal(journal_path, identity_of(report, tasks));
+  // The JSON file comes last: with this mark, an HDF5 file alone is what a killed run left behind.
+  const bool interrupted = std::ranges::any_of(
+      journal.entries(), [](const nlohmann::json& json) { return json.contains("event"); });
+  const bool replace = common.force || interrupted;
+  { const PendingFile checked(paths.hdf5, replace); }
   if (!common.quiet) {
     if (!journal.entries().empty()) {
       std::cerr << "resuming: " << journal.entries().size() << " results stand in '" << journal_path
@@ -248,10 +253,12 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
     run_model(model, tokenizer, tasks, arms, *backend, run, journal, common.quiet);
   }
   for (const nlohmann::json& json : journal.entries()) {
+    if (json.contains("event")) continue;
     report.entries.push_back(run_entry_from_json(json));
     report.seconds += report.entries.back().prefill_seconds + report.entries.back().decode_seconds;
   }
-  write_report(report, paths, common.force);
+  if (!interrupted) journal.append({{"event", "report"}});
+  write_report(report, paths, replace);
   if (!options.predictions.empty()) {
     write_predictions(report, tasks, options.predictions, common.force);
   }

@@ -106,6 +106,7 @@ class ModelRun {
       attention_.emplace_back(arm, backend, options.block, model.config().layers);
     }
     for (const nlohmann::json& json : journal.entries()) {
+      if (json.contains("event")) continue;
       const RunEntry entry = run_entry_from_json(json);
       finished_.emplace(entry.task, entry.sample, entry.arm);
     }
