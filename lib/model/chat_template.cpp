@@ -23,6 +23,7 @@ constexpr std::string_view kLlama31 = "llama3.1";
 constexpr std::string_view kQwen3 = "qwen3";
 constexpr std::string_view kQwen3NoThink = "qwen3-nothink";
 
+constexpr std::string_view kPromptFlag = "add_generation_prompt";
 constexpr std::uint64_t kMaxTemplate = std::uint64_t{1} << 24;
 
 /// Other names.
@@ -167,17 +168,19 @@ std::string render_qwen3(bool thinking, std::span<const ChatMessage> messages,
   return text;
 }
 
-/// Whether every "system\n" of the template is followed by the end of its literal, so that the
-/// message behind it is the conversation's.
-bool has_default_system(std::string_view jinja) {
+/// The system message that the template itself has: what its first "system\n" (escaped or not) is
+/// followed by, unless the literal ends there and the message is the conversation's. "" for none.
+std::string_view default_system(std::string_view jinja) {
   for (const std::string_view head : {"system\\n", "system\n"}) {
     for (std::size_t at = jinja.find(head); at != std::string_view::npos;
          at = jinja.find(head, at + 1)) {
       const std::string_view rest = jinja.substr(at + head.size());
-      if (!rest.starts_with('\'') && !rest.starts_with('"')) return true;
+      if (!rest.starts_with('\'') && !rest.starts_with('"')) {
+        return rest.substr(0, rest.find("<|im_end|>"));
+      }
     }
   }
-  return contains(jinja, "You are");
+  return "";
 }
 
 }  // namespace
@@ -207,28 +210,41 @@ ChatTemplate ChatTemplate::recognise(std::string_view jinja) {
   // Other templates with dates or hidden reasoning render other text than the families here.
   const bool dates = contains(jinja, "strftime") || contains(jinja, "Cutting Knowledge Date");
   const bool thinks = contains(jinja, "think>");
-  const auto has_default = [&](const Family& f) {
-    return !f.default_system.empty() && contains(jinja, f.default_system);
-  };
-  if (chatml && !dates && !thinks) {
-    // The longest default first, because that of qwen2 is part of that of qwen2.5.
-    const auto found = std::find_if(std::rbegin(kFamilies), std::rend(kFamilies), has_default);
-    if (found != std::rend(kFamilies)) return ChatTemplate(found->name);
-    if (!has_default_system(jinja)) return ChatTemplate("chatml");
+  // What no template here does to a message, or puts around the conversation.
+  const bool alters = contains(jinja, "trim") || contains(jinja, "strip") ||
+                      contains(jinja, "bos_token") || contains(jinja, "eos_token") ||
+                      contains(jinja, "system_message");
+  if (chatml && !dates && !thinks && !alters && contains(jinja, kPromptFlag)) {
+    const std::string_view system = default_system(jinja);
+    const auto* found = std::find_if(std::begin(kFamilies), std::end(kFamilies),
+                                     [&](const Family& f) { return f.default_system == system; });
+    // A default that is put together in another way.
+    const bool other = contains(jinja, "!= 'system'") || contains(jinja, "!= \"system\"") ||
+                       contains(jinja, "You are");
+    if (found != std::end(kFamilies) && !(system.empty() && other)) {
+      return ChatTemplate(found->name);
+    }
   }
   if (chatml && !dates && contains(jinja, "enable_thinking is false") &&
       contains(jinja, "last_query_index") && contains(jinja, "'<think>\\n\\n</think>\\n\\n'") &&
       contains(jinja, "loop.last or (not loop.last and reasoning_content)")) {
     return ChatTemplate(kQwen3);
   }
-  if (llama3 && !dates && !thinks) return ChatTemplate(kLlama3);
-  if (llama3 && !thinks && contains(jinja, "Cutting Knowledge Date: December 2023\\n") &&
+  // A system message of the template's own, or functions that every prompt has.
+  const bool own_system = contains(jinja, "system<|end_header_id|>") || contains(jinja, "You ") ||
+                          contains(jinja, "function");
+  if (llama3 && !dates && !thinks && !own_system && contains(jinja, kPromptFlag)) {
+    return ChatTemplate(kLlama3);
+  }
+  const bool empty_system = contains(jinja, "system_message = \"\"");
+  if (llama3 && !thinks && empty_system &&
+      contains(jinja, "Cutting Knowledge Date: December 2023\\n") &&
       contains(jinja, "Today Date: ") && contains(jinja, "date_string = \"26 Jul 2024\"")) {
     return ChatTemplate(kLlama31);
   }
   throw Error(ErrorKind::kUnsupported,
               "the model's chat template is none of those known here: " + list_of_names(),
-              "name the one to use, or give the prompt as plain text");
+              "name the one to use with --chat-template, or none for plain text");
 }
 
 ChatTemplate ChatTemplate::of(const Gguf& gguf) {

@@ -129,7 +129,7 @@ TokenizerTables read_gguf(const Gguf& gguf) {
                 "use a model with byte-level BPE and smollm, qwen2, llama-bpe or gpt2");
   }
   TokenizerTables tables;
-  if (spec->digits) tables.steps.push_back({.pattern = Regex::oniguruma("\\p{N}")});
+  if (spec->digits) tables.steps.push_back(digits_step(true));
   tables.steps.push_back(spec->split ? PreTokenizerStep{.pattern = Regex::oniguruma(spec->split)}
                                      : gpt2_step());
   tables.ignore_merges = spec->ignore_merges;
@@ -152,6 +152,8 @@ struct Tokenizer::Parts {
   AddedTokens normalized_added;  // looked for in the normalised text
   std::vector<NormalForm> normal_forms;
   std::vector<PreTokenizerStep> steps;
+  std::optional<std::int32_t> unknown;
+  bool fuse_unknown = false;
   bool ignore_merges = false;
 };
 
@@ -169,6 +171,8 @@ Tokenizer::Tokenizer(TokenizerTables tables) : bos_(tables.bos), adds_bos_(table
   auto parts = std::make_unique<Parts>();
   parts->normal_forms = std::move(tables.normal_forms);
   parts->steps = std::move(tables.steps);
+  parts->unknown = tables.unknown;
+  parts->fuse_unknown = tables.fuse_unknown;
   parts->ignore_merges = tables.ignore_merges;
   for (AddedToken& token : tables.added) {
     if (token.normalized) {
@@ -276,10 +280,14 @@ void Tokenizer::encode_word(std::string_view word, std::vector<std::int32_t>& id
   };
   std::vector<Symbol> symbols;
   symbols.reserve(word.size());
+  bool after_unknown = false;
   for (const char byte : word) {
-    const std::int32_t id = byte_ids_[static_cast<unsigned char>(byte)];
+    const std::int32_t known = byte_ids_[static_cast<unsigned char>(byte)];
+    const std::int32_t id = known >= 0 ? known : parts_->unknown.value_or(-1);
+    const bool fused = known < 0 && after_unknown && parts_->fuse_unknown;
     const auto index = static_cast<std::int32_t>(symbols.size());
-    if (id >= 0) symbols.push_back({id, index - 1, index + 1});
+    if (id >= 0 && !fused) symbols.push_back({id, index - 1, index + 1});
+    after_unknown = known < 0;
   }
   if (symbols.empty()) return;
   symbols.back().next = -1;

@@ -15,8 +15,8 @@
 /// Byte-level BPE from the tables of a GGUF file (tokenizer.ggml.*) or of a Hugging Face folder
 /// (tokenizer.json). The text is cut at added tokens, brought into the normal form that the folder
 /// asks for, cut into words by the pre-tokenizer, and the bytes of each word are merged by the rank
-/// of the merge table. The ids are those of Hugging Face's `tokenizers` library, but for characters
-/// that its Unicode tables and those of PCRE2 and utf8proc, of other versions, know differently.
+/// of the merge table. The ids are those of Hugging Face's `tokenizers` library (0.23), down to the
+/// versions of Unicode that its parts know.
 ///
 /// Text is UTF-8. A byte that belongs to no valid UTF-8 sequence is no error: it ends the word
 /// before it, stands for itself as a word of one byte, and keeps its value, so that decoding

@@ -159,8 +159,7 @@ void read_pre_tokenizer(const Node& node, std::vector<PreTokenizerStep>& steps, 
   } else if (type == "Split") {
     steps.push_back(read_split(node));
   } else if (type == "Digits") {
-    const bool individual = node.boolean("individual_digits", false);
-    steps.push_back({.pattern = Regex::oniguruma(individual ? "\\p{N}" : "\\p{N}+")});
+    steps.push_back(digits_step(node.boolean("individual_digits", false)));
   } else {
     node.refuse("has the type " + quote(type) + ", which");
   }
@@ -238,7 +237,7 @@ class TableReader {
     read_vocab(vocab);
     for (const Node& token : added) read_added(token);
     if (const auto unknown = model.find("unk_token"); unknown && !unknown->text().empty()) {
-      check_every_byte(*unknown);
+      read_unknown(*unknown, model.boolean("fuse_unk", false));
     }
     read_merges(model.at("merges"));
   }
@@ -288,12 +287,18 @@ class TableReader {
     owner = text;
   }
 
-  void check_every_byte(const Node& unknown) const {
+  /// The token of bytes that no token has; as a rule there are none, and it need not exist.
+  void read_unknown(const Node& unknown, bool fuse) {
     std::set<char> bytes;
     for (const auto& token : tables_.tokens) {
       if (token.word && token.bytes.size() == 1) bytes.insert(token.bytes[0]);
     }
-    if (bytes.size() < 256) unknown.refuse("stands for bytes without a token, which");
+    if (bytes.size() == 256) return;
+    const auto it = id_of_text_.find(unknown.text());
+    if (it == id_of_text_.end())
+      unknown.fail("is " + quote(unknown.text()) + ", which is no token");
+    tables_.unknown = it->second;
+    tables_.fuse_unknown = fuse;
   }
 
   std::int32_t find(const Node& merges, std::size_t rank, const std::string& text) const {
@@ -343,10 +348,11 @@ std::optional<std::string> token_text(const Node& config, const char* key) {
 
 nlohmann::json read_json_object(const std::string& path) {
   constexpr int kMaxDepth = 64;
+  constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 26;  // the largest in use have 35 MB
   const auto fail = [&](const std::string& what) {
     throw Error(ErrorKind::kInput, "'" + path + "' " + what, "fetch the file again");
   };
-  const std::string text = read_file(path);
+  const std::string text = read_file(path, kMaxBytes);
   std::vector<std::set<std::string>> keys;  // of the objects that are open
   const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth > kMaxDepth) fail("is nested too deep");

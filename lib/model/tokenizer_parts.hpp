@@ -25,7 +25,9 @@ std::uint32_t code_point(std::string_view text, std::size_t length);
 
 enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 
-/// `text` (valid UTF-8) in a Unicode normal form. Time is O(n log n) for any text.
+/// `text` (valid UTF-8) in the normal form that it has in Unicode 9, which the `tokenizers` library
+/// follows: newer characters neither decompose, nor compose, nor change places. Time is O(n log n)
+/// for any text.
 std::string normalize(std::string_view text, NormalForm form);
 
 /// A compiled pattern; matching is const and safe from several threads.
@@ -61,6 +63,9 @@ struct PreTokenizerStep {
 /// the step before.
 void each_word(const std::vector<PreTokenizerStep>& steps, std::string_view text,
                const std::function<void(std::string_view)>& visit);
+
+/// The step Digits: numeric characters, one by one or in runs.
+PreTokenizerStep digits_step(bool individual);
 
 /// The step of GPT-2's pattern, as in ByteLevel with use_regex.
 PreTokenizerStep gpt2_step();
@@ -111,7 +116,9 @@ struct TokenizerTables {
   std::vector<AddedToken> added;
   std::vector<NormalForm> normal_forms;
   std::vector<PreTokenizerStep> steps;
-  bool ignore_merges = false;  ///< a word that is a token is not merged byte by byte
+  std::optional<std::int32_t> unknown;  ///< of bytes that no token has; none: they are left out
+  bool fuse_unknown = false;            ///< one for a run of them
+  bool ignore_merges = false;           ///< a word that is a token is not merged byte by byte
   std::optional<std::int32_t> bos;
   bool adds_bos = false;
   std::vector<std::int32_t> end_tokens;

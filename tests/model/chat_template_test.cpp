@@ -77,6 +77,34 @@ TEST(ChatTemplate, RefusesWhatItDoesNotKnow) {
       }
     }
   }
+  // Templates of a family, changed so that they render something else.
+  const auto chats = test::golden("chat.json");
+  const auto thoughts = test::golden("tokenizers/chats.json");
+  const auto bent = [&](const std::string& name, const std::string& from, const std::string& to) {
+    std::string jinja;
+    for (const auto& list : {chats, thoughts}) {
+      for (const auto& c : list) {
+        if (c["name"] == name && jinja.empty()) jinja = c["jinja"];
+      }
+    }
+    const std::size_t at = jinja.find(from);
+    ASSERT_NE(at, std::string::npos) << name << ": " << from;
+    jinja.replace(at, from.size(), to);
+    EXPECT_THROW(ChatTemplate::recognise(jinja), Error) << jinja;
+  };
+  bent("smollm2", "named SmolLM", "named Somebody");
+  bent("qwen2.5", "Alibaba Cloud", "somebody");
+  bent("qwen2", "message['content']", "message['content'] | trim");
+  bent("chatml", "message['content']", "message['content'].strip()");
+  bent("chatml", "{{'<|im_start|>'", "{{bos_token + '<|im_start|>'");
+  bent("chatml", "{% for", "{% if messages[0].role != 'system' %}{{ kind }}{% endif %}{% for");
+  bent("chatml", "add_generation_prompt", "true");
+  bent("llama3", "add_generation_prompt", "true");
+  bent("llama3", "{% for", "{{ '<|start_header_id|>system<|end_header_id|>' }}{% for");
+  bent("llama3", "{% for", "{{ functions }}{% for");
+  bent("llama3.1", "system_message = \"\"", "system_message = \"Be kind.\"");
+  bent("llama3.1", "26 Jul 2024", "27 Jul 2024");
+  bent("qwen3", "enable_thinking is false", "enable_thinking is true");
   try {
     const ChatTemplate unknown("llama33");
     ADD_FAILURE();

@@ -3,13 +3,22 @@
 Needs the PyPI packages tokenizers and jinja2 (and gguf for the second use). The expected ids are those
 of Hugging Face's tokenizers, the rendered chats those of Jinja.
 
-  python3 tests/model/make_tokenizer_goldens.py TEXT_FILE               (any English text of 100 KB or more)
-  python3 tests/model/make_tokenizer_goldens.py --models FOLDER --texts FOLDER   (ids of real vocabularies)
+  python3 tests/model/make_tokenizer_goldens.py TEXT_FILE     (any English text of 100 KB or more)
+  python3 tests/model/make_tokenizer_goldens.py               (new ids with the tokenizers that are there)
+  python3 tests/model/make_tokenizer_goldens.py --models FOLDER --data FOLDER   (ids of real vocabularies)
+
+The last form writes data.json: for smollm2.gguf and qwen2.5-coder-0.5b.gguf the number and SHA-256 of
+the ids (int32, little endian) of each file of the data folder: text/*.txt as a whole; of
+longbench/*.jsonl and ruler/*.jsonl the first 20 records, one after the other, each as its context, an
+empty line, and its input or question. Special tokens are plain text and nothing is normalised, as with
+the GGUF files.
 """
 import argparse
+import hashlib
 import json
 import pathlib
-import unicodedata
+import random
+import struct
 
 import jinja2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -46,6 +55,21 @@ CORPUS = [
     "word[MASK]word [MASK]  [MASK] x [MASK]\n\nsoli solid soli, xsoli soli", "caf\u00e9 cafe\u0301 caf\u00e9s Xcaf\u00e9",
     "  lead [SEP] trail  [SEP]  ", "a--b---c;;d||e  f", "\u0301combining first", "\U0001d15e \U0001f100 \U00011099\U000110ba",
 ]
+
+# Characters that are younger than the Unicode tables of some libraries, and those of old standing.
+CORPUS += [
+    "\u1c89\ua7cb\U00031350 \U0002ebf0x \U0001e030 \U00011f04 \U000105c9", "\U00010d40\U0001e4f0 1\U0001d2c0 2\U00011de0\U00016ff4",
+    "a\u0897\u0301 a\U00010efd\u0301 a\u1abf\u0301 a\u1acf\u0323 a\u0898\u0327", "\U00011935\U00011930 \U00011938 \u09fe\u0981 \u1ac5\u0316",
+    "\u32ff \U00010781 \U0001fbf5\U0001f16c \ua7f2 \uab69", "\u2427\u31e4 \U0001fae8\U0001f6dc \u1b4e\U00011f43 \U0001cc00",
+    "a\u0378\u0379 \U000e0001\U000e0100 \ud7ff \ue000", "x\U00011f41\U00011f42 \U00016126\U00016127 \U000113c5\U000113c7",
+    "\u1f82 \u0f73\u0f75\u0f81 \u0345\u0301 \u0f71\u0f72", "\u2000\u2001 \u1fef \u2329 \uf900 \U0002f800", "\u0958\u0959 \u0dda \u1b06 \u1026",
+]
+_rng = random.Random(44)
+_pieces = list(CORPUS)
+CORPUS += ["".join(_rng.choice(_pieces)[:_rng.randrange(1, 16)] for _ in range(_rng.randrange(2, 9))) for _ in range(160)]
+_codes = [c for c in range(0x110000) if not 0xd800 <= c <= 0xdfff]
+_marks = [0x61, 0x64f, 0x5b4, 0xe38, *range(0x300, 0x370), *range(0x898, 0x900), *range(0x1ab0, 0x1b00)]
+CORPUS += ["".join(chr(_rng.choice(codes)) for _ in range(12)) for codes in (_codes, _codes[:0x3100], _marks) for _ in range(25)]
 
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -93,8 +117,10 @@ FAMILIES = {  # name: (normalizer, pre-tokenizer, ignore_merges, specials in the
                AddedToken("  ", special=False, normalized=False)]),
     "kept": (normalizers.NFKD(), pre_tokenizers.Sequence([split(Regex(QWEN2), "removed", True), byte_level(False)]),
              False, False, special("<|endoftext|>")),
+    # Bytes that the training did not meet have no token of their own.
+    "unknown": (None, byte_level(True), False, True, special("<unk>")),
 }
-LOSSY = ["mixed"]  # decoding does not give the text back
+LOSSY = ["mixed", "unknown"]  # decoding does not give the text back
 
 
 def write(path, value):
@@ -103,13 +129,14 @@ def write(path, value):
 
 def make(name, text):
     normalizer, pre, ignore_merges, in_vocabulary, added = FAMILIES[name]
-    tokenizer = Tokenizer(models.BPE())
+    unknown = name == "unknown"
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True) if unknown else models.BPE())
     if normalizer:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre
     trainer = trainers.BpeTrainer(vocab_size=700, show_progress=False, special_tokens=added if in_vocabulary else [],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator([text] + CORPUS * 2, trainer)
+                                  initial_alphabet=[] if unknown else pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator([text] if unknown else [text] + CORPUS * 2, trainer)
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = []
     state["model"]["ignore_merges"] = ignore_merges
@@ -138,8 +165,8 @@ def make(name, text):
 def family(name, text):
     folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
-    state = make(name, text)
-    write(folder / "tokenizer.json", state)
+    if text:
+        write(folder / "tokenizer.json", make(name, text))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     out = {"lossy": name in LOSSY}
     for mode in ["parsed", "plain"]:
@@ -285,25 +312,15 @@ def chats():
     write(OUT / "chats.json", out)
 
 
-def fnv1a(ids):
-    """64-bit FNV-1a of the ids as 32-bit little-endian numbers."""
-    value = 0xCBF29CE484222325
-    for byte in b"".join(i.to_bytes(4, "little") for i in ids):
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{value:016x}"
-
-
 def real_state(path):
-    """tokenizer.json of the vocabulary in a GGUF file of SmolLM2 or Qwen2.5."""
+    """A tokenizer with the vocabulary of a GGUF file of SmolLM2 or Qwen2.5."""
     import gguf
     fields = gguf.GGUFReader(path).fields
     tokens, types, merges, pre = (fields["tokenizer.ggml." + key].contents()
                                   for key in ["tokens", "token_type", "merges", "pre"])
-    normalizer, pre_tokenizer, _, in_vocabulary, _ = FAMILIES[{"smollm": "smollm2", "qwen2": "qwen3"}[pre]]
+    _, pre_tokenizer, _, in_vocabulary, _ = FAMILIES[{"smollm": "smollm2", "qwen2": "qwen3"}[pre]]
     plain = {t: i for i, t in enumerate(tokens) if in_vocabulary or types[i] == 1}
     tokenizer = Tokenizer(models.BPE(plain, [tuple(m.split(" ")) for m in merges]))
-    if normalizer:
-        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, types):
@@ -314,31 +331,42 @@ def real_state(path):
     return tokenizer
 
 
-def real(folder, texts):
+def texts_of(path):
+    if path.suffix == ".txt":
+        return [path.read_bytes().decode("utf-8")]
+    with path.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line, _ in zip(lines, range(20))]
+    return [r.get("context", "") + "\n\n" + r.get("input", r.get("question", "")) for r in records]
+
+
+def data(models_folder, data_folder):
     out = {}
     for name in ["smollm2", "qwen2.5-coder-0.5b"]:
-        tokenizer = real_state(f"{folder}/{name}.gguf")
+        tokenizer = real_state(f"{models_folder}/{name}.gguf")
         tokenizer.encode_special_tokens = True
         out[name] = {}
-        for path in sorted(pathlib.Path(texts).glob("*.txt")):
-            text = path.read_bytes().decode("utf-8")
-            assert unicodedata.is_normalized("NFC", text)  # GGUF files name no normal form
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-            out[name][path.name] = {"count": len(ids), "fnv1a": fnv1a(ids)}
-    write(OUT / "real.json", out)
+        for pattern in ["text/*.txt", "longbench/*.jsonl", "ruler/*.jsonl"]:
+            for path in sorted(pathlib.Path(data_folder).glob(pattern)):
+                digest, count = hashlib.sha256(), 0
+                for text in texts_of(path):
+                    ids = tokenizer.encode(text, add_special_tokens=False).ids
+                    digest.update(struct.pack(f"<{len(ids)}i", *ids))
+                    count += len(ids)
+                out[name][f"{path.parent.name}/{path.name}"] = {"count": count, "sha256": digest.hexdigest()}
+    (OUT / "data.json").write_text(json.dumps(out, indent=0) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("text", nargs="?")
     parser.add_argument("--models")
-    parser.add_argument("--texts")
+    parser.add_argument("--data")
     arguments = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     if arguments.models:
-        real(arguments.models, arguments.texts)
+        data(arguments.models, arguments.data)
     else:
-        english = pathlib.Path(arguments.text).read_text(encoding="utf-8")[:400_000]
+        english = arguments.text and pathlib.Path(arguments.text).read_text(encoding="utf-8")[:400_000]
         write(OUT / "corpus.json", CORPUS)
         for family_name in FAMILIES:
             family(family_name, english)
