@@ -128,7 +128,6 @@ std::vector<SourceFile> hash_inputs(const Checkpoint& checkpoint, const std::vec
 
 /// Everything that decides the results, so that a journal is continued only by the same run.
 nlohmann::json identity_of(const ModelReport& report, const std::vector<Task>& tasks) {
-  const ModelProtocol& p = report.protocol;
   nlohmann::json files = nlohmann::json::object();
   for (const SourceFile& file : report.inputs) {
     files[file.role + " " + std::filesystem::path(file.path).filename().string()] = file.sha256;
@@ -143,18 +142,7 @@ nlohmann::json identity_of(const ModelReport& report, const std::vector<Task>& t
           {"tasks", specs},
           {"arms", arms},
           {"backend", report.environment.backend + " " + report.environment.backend_detail},
-          {"compute", p.compute},
-          {"prompt", p.prompt},
-          {"chat_template", p.chat_template},
-          {"phase", p.phase},
-          {"context", p.context},
-          {"block", p.block},
-          {"limit", p.limit},
-          {"max_new_tokens", p.max_new_tokens},
-          {"stride", p.stride},
-          {"decode_tokens", p.decode_tokens},
-          {"kl", p.kl},
-          {"seed", p.seed}};
+          {"protocol", nlohmann::json(to_json(report.protocol))}};
 }
 
 /// One file a task and arm, named TASK.jsonl in a folder for each arm.
@@ -258,11 +246,12 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
     report.seconds += report.entries.back().prefill_seconds + report.entries.back().decode_seconds;
   }
   if (!interrupted) journal.append({{"event", "report"}});
-  write_report(report, paths, replace);
+  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+  write_report(report, summary, paths, replace);
   if (!options.predictions.empty()) {
     write_predictions(report, tasks, options.predictions, common.force);
   }
-  std::cout << report_table(report);
+  std::cout << report_table(report, summary);
   std::int64_t truncated = 0;
   for (const RunEntry& entry : report.entries) {
     if (entry.arm == report.arms.front().label && entry.prompt.tokens < entry.prompt.untruncated) {

@@ -13,6 +13,7 @@
 #include "core/progress.hpp"
 #include "core/text.hpp"
 #include "dataset/prompt.hpp"
+#include "eval/prompt_codec.hpp"
 #include "model/checkpoint.hpp"
 #include "model/transformer.hpp"
 
@@ -53,23 +54,6 @@ std::optional<ChatTemplate> choose_template(const std::string& name, bool wanted
                                             const Checkpoint& checkpoint) {
   if (name == "none" || (name == "auto" && !wanted)) return std::nullopt;
   return name == "auto" ? checkpoint.chat_template() : ChatTemplate(name);
-}
-
-PromptCodec make_codec(const Tokenizer& tokenizer, const std::optional<ChatTemplate>& chat,
-                       SpecialText special) {
-  PromptCodec codec;
-  codec.encode = [&tokenizer, special](std::string_view text) {
-    return tokenizer.encode(text, special);
-  };
-  codec.decode = [&tokenizer](std::span<const std::int32_t> ids) { return tokenizer.decode(ids); };
-  if (chat) {
-    codec.chat = [chat = *chat](std::string_view text) {
-      const ChatMessage message{"user", std::string(text)};
-      return chat.render({&message, 1}, true);
-    };
-  }
-  if (tokenizer.adds_bos()) codec.bos = tokenizer.bos();
-  return codec;
 }
 
 struct CapturePrompt {
@@ -113,14 +97,14 @@ CapturePrompt make_prompt(CaptureOptions& options, const Checkpoint& checkpoint,
       options.dataset != "text" || templated ? SpecialText::kParse : SpecialText::kPlain;
   if (limit) options.sample.niah.length = *limit;
   options.sample.measure = [&](const Sample& sample) {
-    const auto codec = make_codec(
+    const auto codec = prompt_codec(
         tokenizer, choose_template(options.chat_template, sample.chat, checkpoint), special);
     return std::ssize(build_prompt(sample, codec, INT64_MAX).ids);
   };
   const Sample sample = kind.load(options.sample);
   const auto chat = choose_template(options.chat_template, sample.chat, checkpoint);
   CapturePrompt made{
-      build_prompt(sample, make_codec(tokenizer, chat, special), limit.value_or(INT64_MAX)),
+      build_prompt(sample, prompt_codec(tokenizer, chat, special), limit.value_or(INT64_MAX)),
       options.dataset};
   if (sample.dataset != options.dataset) made.source += ":" + sample.dataset;
   made.source += "#" + sample.id;

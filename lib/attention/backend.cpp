@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/error.hpp"
 #include "core/parallel.hpp"
 
 namespace sw {
@@ -136,6 +137,14 @@ Matrix Backend::product_walk(const Matrix& a, const Matrix* previous) const {
     }
   }
   return state;
+}
+
+void require_supported(const Backend& backend, const AttentionProblem& problem) {
+  if (const auto reason = backend.unsupported(problem)) {
+    throw Error(ErrorKind::kUnsupported,
+                "the backend '" + backend.name() + "' cannot compute this attention: " + *reason,
+                "use another --backend");
+  }
 }
 
 }  // namespace sw

@@ -107,4 +107,7 @@ class Backend {
   virtual Matrix product_walk(const Matrix& a, const Matrix* previous) const;
 };
 
+/// Throws Error(kUnsupported) with the backend's reason when it cannot compute `problem`.
+void require_supported(const Backend& backend, const AttentionProblem& problem);
+
 }  // namespace sw

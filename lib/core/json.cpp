@@ -32,7 +32,7 @@ nlohmann::json parse_json_object(std::string_view text, const std::string& what,
     auto json = nlohmann::json::parse(text, watch);
     if (json.is_object()) return json;
   } catch (const nlohmann::json::exception& error) {
-    reason = std::string(": ") + error.what();
+    reason = std::string(", because it is not JSON: ") + error.what();
   }
   throw fail("is not a JSON object" + reason.substr(0, 200));
 }

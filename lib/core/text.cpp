@@ -125,6 +125,22 @@ std::pair<std::size_t, bool> utf8_step(std::string_view text) {
 
 }  // namespace
 
+std::size_t utf8_length(std::string_view text) {
+  if (text.empty()) return 0;
+  const auto [length, valid] = utf8_step(text);
+  return valid ? length : 0;
+}
+
+std::uint32_t code_point(std::string_view text, std::size_t length) {
+  const auto first = static_cast<unsigned char>(text[0]);
+  if (length == 1) return first;
+  std::uint32_t value = first & (0x7fu >> length);
+  for (std::size_t i = 1; i < length; ++i) {
+    value = value << 6 | (static_cast<unsigned char>(text[i]) & 0x3fu);
+  }
+  return value;
+}
+
 std::optional<std::size_t> find_invalid_utf8(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const auto [length, valid] = utf8_step(text.substr(i));

@@ -31,6 +31,11 @@ std::string format_double(double value);
 /// "1.5 GiB", "312 MiB", "17 bytes".
 std::string format_bytes(std::uint64_t bytes);
 
+/// Bytes of the well-formed UTF-8 sequence at the begin of `text`, 0 when there is none (Unicode
+/// Standard, table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF).
+std::size_t utf8_length(std::string_view text);
+/// Code point of a well-formed sequence of `length` bytes.
+std::uint32_t code_point(std::string_view text, std::size_t length);
 /// Offset of the first byte that does not continue valid UTF-8 (overlong forms, surrogates and code
 /// points above U+10FFFF are invalid); nothing when the whole text is valid.
 std::optional<std::size_t> find_invalid_utf8(std::string_view text);

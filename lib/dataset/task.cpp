@@ -75,7 +75,7 @@ Task Task::open(std::string_view spec, const TaskPlaces& places) {
     task.name_ = "perplexity:" + task.benchmark_name_;
     task.spec_ = task.name_;
     task.files_ = {path};
-    read_text(path);  // its errors come now, not after the model is loaded
+    task.text_ = read_text(path);
   } else {
     fail(spec, "unknown kind of task, or a part is missing");
   }
@@ -187,7 +187,7 @@ TaskSample Task::sample(std::int64_t index, const SampleMeasure& measure) const 
   TaskSample result;
   switch (kind_) {
     case TaskKind::kPerplexity:
-      result.sample = read_text(files_.front());
+      result.sample = text_;
       return result;
     case TaskKind::kNiah: {
       // The sample is the outermost index, so that a limited run covers all lengths and depths.

@@ -74,6 +74,7 @@ class Task {
   std::string spec_;
   std::string benchmark_name_;
   std::vector<std::string> files_;
+  Sample text_;  // of perplexity
   std::shared_ptr<const JsonlFile> records_;
   std::shared_ptr<const LongBenchPrompts> prompts_;
   std::vector<std::int64_t> niah_lengths_;

@@ -2,22 +2,10 @@
 
 #include <cassert>
 
-#include "core/error.hpp"
 #include "core/text.hpp"
 #include "metric/density.hpp"
 
 namespace sw {
-
-const char* sparse_phase_name(SparsePhase phase) {
-  switch (phase) {
-    case SparsePhase::kPrefill:
-      return "prefill";
-    case SparsePhase::kDecode:
-      return "decode";
-    default:
-      return "both";
-  }
-}
 
 bool Arm::dense() const { return policy->budget().kind == Budget::Kind::kAll; }
 
@@ -41,70 +29,63 @@ void ArmAttention::begin() {
   }
 }
 
-void ArmAttention::check(const AttentionProblem& problem) const {
-  if (const auto reason = backend_.unsupported(problem)) {
-    throw Error(ErrorKind::kUnsupported,
-                "the backend '" + backend_.name() + "' cannot compute this attention: " + *reason,
-                "use another --backend");
-  }
-}
-
-BlockSelection ArmAttention::select_prefill(const AttentionProblem& problem, bool attend) {
-  const BlockGeometry geometry = problem.geometry(block_);
-  const bool needs_mass = arm_.policy->needs_mass();
-  // The masses of an oracle's prefill are known only where it is sparse.
-  if (needs_mass && attend) backend_.attend_dense(problem, geometry, dense_, mass_);
-  StageTimes* times = &usage_.prefill_times;
-  const ScoreContext context{problem, backend_, geometry, needs_mass ? &mass_ : nullptr, times};
-  DecodeCache& cache = caches_[static_cast<std::size_t>(problem.layer)];
-  if (needs_mass && !attend) return BlockSelection::dense(geometry);
-  const BlockScores scores =
-      arm_.policy->score_prefill(context, prefill_walk_, arm_.sparse_decode() ? &cache : nullptr);
-  if (!attend) return BlockSelection::dense(geometry);
-  const StageTimer timer(times, Stage::kSelect);
-  return select_blocks(scores, geometry, arm_.policy->budget(), arm_.density.value_or(1.0),
-                       Phase::kPrefill);
-}
-
-BlockSelection ArmAttention::select_decode(const AttentionProblem& problem) {
+ScoreContext ArmAttention::context(const AttentionProblem& problem, StageTimes& times) {
   const BlockGeometry geometry = problem.geometry(block_);
   const bool needs_mass = arm_.policy->needs_mass();
   if (needs_mass) backend_.attend_dense(problem, geometry, dense_, mass_);
-  if (problem.layer == arm_.policy->dense_layers()) step_walk_ = WalkState();
-  StageTimes* times = &usage_.decode_times;
-  const ScoreContext context{problem, backend_, geometry, needs_mass ? &mass_ : nullptr, times};
-  const BlockScores scores = arm_.policy->score_decode(
-      context, step_walk_, caches_[static_cast<std::size_t>(problem.layer)]);
-  const StageTimer timer(times, Stage::kSelect);
-  return select_blocks(scores, geometry, arm_.policy->budget(), arm_.density.value_or(1.0),
-                       Phase::kDecode);
+  return {problem, backend_, geometry, needs_mass ? &mass_ : nullptr, &times};
+}
+
+BlockScores ArmAttention::score_prefill(const ScoreContext& context) {
+  DecodeCache& cache = caches_[static_cast<std::size_t>(context.problem.layer)];
+  return arm_.policy->score_prefill(context, prefill_walk_,
+                                    arm_.sparse_decode() ? &cache : nullptr);
+}
+
+BlockScores ArmAttention::score_decode(const ScoreContext& context) {
+  const std::int64_t layer = context.problem.layer;
+  if (layer == arm_.policy->dense_layers()) step_walk_ = WalkState();
+  return arm_.policy->score_decode(context, step_walk_, caches_[static_cast<std::size_t>(layer)]);
+}
+
+BlockSelection ArmAttention::select(const AttentionProblem& problem, Phase phase) {
+  const bool decode = phase == Phase::kDecode;
+  StageTimes& times = decode ? usage_.decode_times : usage_.prefill_times;
+  const ScoreContext scored = context(problem, times);
+  const BlockScores scores = decode ? score_decode(scored) : score_prefill(scored);
+  const StageTimer timer(&times, Stage::kSelect);
+  return select_blocks(scores, scored.geometry, arm_.policy->budget(), arm_.density.value_or(1.0),
+                       phase);
+}
+
+void ArmAttention::prepare_decode(const AttentionProblem& problem) {
+  // Policies that rank by masses keep nothing between steps.
+  if (!arm_.sparse_decode() || !sparse_layer(problem.layer) || arm_.policy->needs_mass()) return;
+  score_prefill(context(problem, usage_.prefill_times));
+}
+
+void ArmAttention::count_prefill(const AttentionProblem& problem, const BlockSelection& selection) {
+  LayerUsage& layer = usage_.layers[static_cast<std::size_t>(problem.layer)];
+  layer.pairs = add(layer.pairs, count_per_head(selection, problem.num_heads()));
 }
 
 void ArmAttention::operator()(const AttentionProblem& problem, AttentionOutput& output) {
-  check(problem);
+  require_supported(backend_, problem);
   const bool decode = problem.query_begin() > 0 && problem.queries() == 1;
   const bool sparse =
       (decode ? arm_.sparse_decode() : arm_.sparse_prefill()) && sparse_layer(problem.layer);
   assert(!sparse || decode || problem.query_begin() == 0);
-  BlockSelection selection;
-  if (sparse) {
-    selection = decode ? select_decode(problem) : select_prefill(problem, true);
-  } else {
-    if (!decode && !arm_.dense() && arm_.sparse_decode() && sparse_layer(problem.layer)) {
-      select_prefill(problem, false);
-    }
-    selection = BlockSelection::dense(problem.geometry(block_));
-  }
+  if (!sparse && !decode) prepare_decode(problem);
+  const BlockSelection selection = sparse
+                                       ? select(problem, decode ? Phase::kDecode : Phase::kPrefill)
+                                       : BlockSelection::dense(problem.geometry(block_));
   {
     const StageTimer timer(decode ? &usage_.decode_times : &usage_.prefill_times,
                            Stage::kAttention);
     backend_.attend(problem, selection, output);
   }
+  if (!decode) return count_prefill(problem, selection);
   LayerUsage& layer = usage_.layers[static_cast<std::size_t>(problem.layer)];
-  if (!decode) {
-    layer.pairs = add(layer.pairs, count_per_head(selection, problem.num_heads()));
-    return;
-  }
   for (std::int64_t read : kv_tokens_read(selection, problem.num_heads(), problem.num_kv_heads())) {
     layer.kv_tokens_read += read;
     layer.kv_tokens_context += problem.tokens();
@@ -113,10 +94,8 @@ void ArmAttention::operator()(const AttentionProblem& problem, AttentionOutput& 
 
 void ArmAttention::observe_prefill(const AttentionProblem& problem) {
   assert(problem.query_begin() == 0);
-  if (sparse_layer(problem.layer)) select_prefill(problem, false);
-  LayerUsage& layer = usage_.layers[static_cast<std::size_t>(problem.layer)];
-  layer.pairs = add(layer.pairs, count_per_head(BlockSelection::dense(problem.geometry(block_)),
-                                                problem.num_heads()));
+  prepare_decode(problem);
+  count_prefill(problem, BlockSelection::dense(problem.geometry(block_)));
 }
 
 }  // namespace sw

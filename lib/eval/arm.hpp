@@ -17,9 +17,6 @@ namespace sw {
 
 /// Where a run is sparse; elsewhere it attends densely.
 enum class SparsePhase { kPrefill, kDecode, kBoth };
-/// "prefill", "decode" or "both".
-const char* sparse_phase_name(SparsePhase phase);
-
 struct Arm {
   std::shared_ptr<const Policy> policy;
   std::optional<double> density;  ///< none for methods with a density of their own
@@ -70,9 +67,14 @@ class ArmAttention {
   const ArmUsage& usage() const { return usage_; }
 
  private:
-  void check(const AttentionProblem& problem) const;
-  BlockSelection select_prefill(const AttentionProblem& problem, bool attend);
-  BlockSelection select_decode(const AttentionProblem& problem);
+  /// Computes the dense masses first where the policy ranks by them.
+  ScoreContext context(const AttentionProblem& problem, StageTimes& times);
+  BlockScores score_prefill(const ScoreContext& context);
+  BlockScores score_decode(const ScoreContext& context);
+  BlockSelection select(const AttentionProblem& problem, Phase phase);
+  /// What decode steps need of a layer whose prefill attends densely.
+  void prepare_decode(const AttentionProblem& problem);
+  void count_prefill(const AttentionProblem& problem, const BlockSelection& selection);
   bool sparse_layer(std::int64_t layer) const { return layer >= arm_.policy->dense_layers(); }
 
   const Arm& arm_;

@@ -36,18 +36,16 @@ Interval block_bootstrap(std::span<const TokenStream> windows,
   if (blocks.size() < 2) return interval;
   std::vector<double> means(static_cast<std::size_t>(kBootstrapResamples));
   SplitMix64 rng(kBootstrapSeed);
-  for (double& mean : means) {
+  for (double& resampled : means) {
     BlockSum drawn;
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       const BlockSum& block = blocks[rng.below(blocks.size())];
       drawn.sum += block.sum;
       drawn.count += block.count;
     }
-    mean = drawn.sum / static_cast<double>(drawn.count);
+    resampled = drawn.sum / static_cast<double>(drawn.count);
   }
-  std::sort(means.begin(), means.end());
-  interval.low = quantile(means, (1.0 - kConfidence) / 2.0);
-  interval.high = quantile(means, (1.0 + kConfidence) / 2.0);
+  set_percentile_interval(interval, std::move(means));
   return interval;
 }
 

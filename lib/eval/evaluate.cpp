@@ -253,11 +253,7 @@ class TraceEvaluation {
                                    data.k.view().tokens_slice(0, prefill),
                                    data.v.view().tokens_slice(0, prefill), data.layer};
     problem.validate();
-    if (const auto reason = backend_.unsupported(problem)) {
-      throw Error(ErrorKind::kUnsupported,
-                  "the backend '" + backend_.name() + "' cannot compute this: " + *reason,
-                  "use another --backend");
-    }
+    require_supported(backend_, problem);
     const BlockGeometry geometry = problem.geometry(options_.block);
     const std::string label = "layer " + std::to_string(data.layer);
     if (options_.prefill) {

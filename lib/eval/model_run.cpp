@@ -14,6 +14,7 @@
 #include "core/sha256.hpp"
 #include "core/text.hpp"
 #include "eval/distribution.hpp"
+#include "eval/prompt_codec.hpp"
 #include "eval/run_entry.hpp"
 
 namespace sw {
@@ -113,11 +114,11 @@ class ModelRun {
     newline_ = newline_token();
   }
 
-  RunSize run() {
+  void run() {
     std::vector<std::int64_t> samples;
     std::vector<std::vector<std::int32_t>> texts(tasks_.size());
     std::vector<std::vector<TextWindow>> windows(tasks_.size());
-    RunSize size;
+    std::int64_t total = 0;
     for (std::size_t t = 0; t < tasks_.size(); ++t) {
       const Task& task = tasks_[t];
       std::int64_t count = task.size();
@@ -132,12 +133,11 @@ class ModelRun {
         count = std::ssize(windows[t]);
       }
       samples.push_back(std::min(count, options_.limit));
-      size.total += samples.back() * std::ssize(arms_);
+      total += samples.back() * std::ssize(arms_);
     }
-    size.done = std::ssize(finished_);
-    Progress progress("running", size.total, quiet_);
+    Progress progress("running", total, quiet_);
     progress_ = &progress;
-    progress.skip(size.done);
+    progress.skip(std::ssize(finished_));
     for (std::size_t t = 0; t < tasks_.size(); ++t) {
       for (std::int64_t i = 0; i < samples[t]; ++i) {
         const std::vector<std::size_t> pending = pending_arms(tasks_[t], i);
@@ -149,7 +149,6 @@ class ModelRun {
         }
       }
     }
-    return size;
   }
 
  private:
@@ -219,19 +218,8 @@ class ModelRun {
   }
 
   PromptCodec codec_for(const Sample& sample) const {
-    PromptCodec codec;
-    codec.encode = [this](std::string_view text) {
-      return tokenizer_.encode(text, SpecialText::kParse);
-    };
-    codec.decode = [this](std::span<const std::int32_t> ids) { return tokenizer_.decode(ids); };
-    if (options_.chat && sample.chat) {
-      codec.chat = [this](std::string_view text) {
-        const ChatMessage message{"user", std::string(text)};
-        return options_.chat->render({&message, 1}, true);
-      };
-    }
-    if (tokenizer_.adds_bos()) codec.bos = tokenizer_.bos();
-    return codec;
+    return prompt_codec(tokenizer_, sample.chat ? options_.chat : std::nullopt,
+                        SpecialText::kParse);
   }
 
   PromptIdentity identify(std::span<const std::int32_t> ids, std::int64_t untruncated,
@@ -535,10 +523,10 @@ std::vector<TextWindow> text_windows(std::int64_t tokens, std::int64_t context,
   return windows;
 }
 
-RunSize run_model(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
-                  std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
-                  Journal& journal, bool quiet) {
-  return ModelRun(model, tokenizer, tasks, arms, backend, options, journal, quiet).run();
+void run_model(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
+               std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
+               Journal& journal, bool quiet) {
+  ModelRun(model, tokenizer, tasks, arms, backend, options, journal, quiet).run();
 }
 
 }  // namespace sw

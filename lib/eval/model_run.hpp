@@ -33,21 +33,15 @@ struct ModelRunOptions {
   std::int64_t decode_tokens = 128;
 };
 
-/// Number of (sample, arm) pairs of the tasks, and of those that the journal already holds.
-struct RunSize {
-  std::int64_t total = 0;
-  std::int64_t done = 0;
-};
-
 /// Runs what the journal does not hold yet. arms[0] is the dense arm, the reference of all others.
 /// A sample that cannot be run stops the run with its Error: nothing is lost, and the same command
 /// goes on from there.
 ///
 /// Throws Error(kUsage) for options out of range (a context longer than the model's among them),
 /// Error(kInput) for a broken record, and what backends and the journal throw.
-RunSize run_model(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
-                  std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
-                  Journal& journal, bool quiet);
+void run_model(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
+               std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
+               Journal& journal, bool quiet);
 
 /// Windows of a text: chunked (stride = context) or sliding. Each token but the first is scored
 /// once, in the first window that holds it.

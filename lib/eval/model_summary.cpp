@@ -10,10 +10,6 @@
 namespace sw {
 namespace {
 
-double mean(std::span<const double> values) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-}
-
 double ratio(std::int64_t part, std::int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
 }
@@ -47,24 +43,41 @@ void summarize_density(ModelCell& cell) {
   for (const DensityCount& count : per_layer) cell.density_per_layer.push_back(count.density());
 }
 
-void summarize_replies(ModelCell& cell, const ModelCell* dense) {
+void summarize_replies(ModelCell& cell) {
   std::vector<double> scores;
   std::map<std::string, std::vector<double>> groups;
   for (const RunEntry* entry : cell.entries) {
     scores.push_back(entry->reply->score);
     if (!entry->group.empty()) groups[entry->group].push_back(entry->reply->score);
   }
-  const std::vector<double> all = scores;
-  cell.score = bootstrap_mean({&all, 1});
+  cell.score = bootstrap_mean({&scores, 1});
   for (const auto& [group, values] : groups) {
     cell.groups.push_back({group, std::ssize(values), mean(values)});
   }
-  if (dense == nullptr) return;
+}
+
+void summarize_windows(ModelCell& cell) {
+  double loss = 0.0;
+  std::int64_t tokens = 0;
+  for (const RunEntry* entry : cell.entries) {
+    loss += std::accumulate(entry->window->nll.begin(), entry->window->nll.end(), 0.0);
+    tokens += std::ssize(entry->window->nll);
+  }
+  cell.perplexity = std::exp(loss / static_cast<double>(tokens));
+}
+
+/// A sample as an arm and the dense arm ran it.
+struct Pair {
+  const RunEntry* dense;
+  const RunEntry* arm;
+};
+
+void compare_replies(ModelCell& cell, std::span<const Pair> pairs) {
   Divergence divergence;
   std::vector<double> tokens;
-  for (std::size_t i = 0; i < cell.entries.size(); ++i) {
-    const auto& ours = cell.entries[i]->reply->ids;
-    const auto& theirs = dense->entries[i]->reply->ids;
+  for (const auto& [dense, arm] : pairs) {
+    const auto& ours = arm->reply->ids;
+    const auto& theirs = dense->reply->ids;
     ++divergence.replies;
     if (ours == theirs) {
       ++divergence.identical;
@@ -77,49 +90,64 @@ void summarize_replies(ModelCell& cell, const ModelCell* dense) {
   cell.divergence = divergence;
 }
 
-void summarize_windows(ModelCell& cell, const ModelCell* dense) {
-  double loss = 0.0;
-  std::int64_t tokens = 0;
-  for (const RunEntry* entry : cell.entries) {
-    loss += std::accumulate(entry->window->nll.begin(), entry->window->nll.end(), 0.0);
-    tokens += std::ssize(entry->window->nll);
+PairedTask paired_scores(const TaskInfo& task, std::span<const Pair> pairs) {
+  PairedTask scores{task.name, task.binary, {}, {}};
+  for (const auto& [dense, arm] : pairs) {
+    for (const auto& [entry, to] : {std::pair(dense, &scores.dense), {arm, &scores.sparse}}) {
+      const double score = entry->reply->score;
+      to->push_back(score);
+      scores.binary = scores.binary && (score == 0.0 || score == 1.0);
+    }
   }
-  cell.perplexity = std::exp(loss / static_cast<double>(tokens));
-  if (dense == nullptr) return;
+  return scores;
+}
+
+void compare_windows(ModelCell& cell, std::span<const Pair> pairs) {
   std::vector<TokenStream> streams;
   cell.has_kl = true;
-  for (std::size_t i = 0; i < cell.entries.size(); ++i) {
-    const WindowResult& ours = *cell.entries[i]->window;
-    const WindowResult& theirs = *dense->entries[i]->window;
-    streams.push_back({theirs.nll, ours.nll, ours.kl, ours.delta_p, ours.same_top});
+  for (const auto& [dense, arm] : pairs) {
+    const WindowResult& ours = *arm->window;
+    streams.push_back({dense->window->nll, ours.nll, ours.kl, ours.delta_p, ours.same_top});
     cell.has_kl = cell.has_kl && !ours.kl.empty();
     if (ours.hidden_error.empty()) continue;
     cell.hidden_error.resize(ours.hidden_error.size(), 0.0);
     for (std::size_t l = 0; l < ours.hidden_error.size(); ++l) {
-      cell.hidden_error[l] += ours.hidden_error[l] / static_cast<double>(cell.entries.size());
+      cell.hidden_error[l] += ours.hidden_error[l] / static_cast<double>(pairs.size());
     }
   }
   cell.distribution = summarize_distribution(streams);
 }
 
-/// The samples that both arms finished, in order; refuses pairs with different prompts.
-void check_pairs(const ModelCell& dense, const ModelCell& cell, std::string_view task,
-                 std::string_view arm) {
-  const auto fail = [&](std::int64_t sample, const std::string& what) {
+/// Refuses a pair whose prompts differ.
+void check_pair(const Pair& pair, const std::string& arm) {
+  const PromptIdentity& a = pair.arm->prompt;
+  const PromptIdentity& b = pair.dense->prompt;
+  const auto require = [&](bool same, const std::string& what) {
+    if (same) return;
     throw Error(ErrorKind::kInput,
-                std::string(task) + ", sample " + std::to_string(sample) + ": '" +
-                    std::string(arm) + "' and dense had different " + what +
-                    ", so their results cannot be compared",
+                pair.arm->task + ", sample " + std::to_string(pair.arm->sample) + ": '" + arm +
+                    "' and dense had different " + what + ", so their results cannot be compared",
                 "run both arms with the same model files, template, context and protocol");
   };
-  for (std::size_t i = 0; i < cell.entries.size(); ++i) {
-    const RunEntry& a = *cell.entries[i];
-    const RunEntry& b = *dense.entries[i];
-    if (a.prompt.ids_sha256 != b.prompt.ids_sha256) fail(a.sample, "prompt ids");
-    if (a.prompt.bos_count != b.prompt.bos_count) fail(a.sample, "numbers of BOS tokens");
-    if (a.prompt.stop_set != b.prompt.stop_set) fail(a.sample, "stop sets");
-    if (a.prompt.chat_template != b.prompt.chat_template) fail(a.sample, "chat templates");
+  require(a.ids_sha256 == b.ids_sha256, "prompt ids");
+  require(a.bos_count == b.bos_count, "numbers of BOS tokens");
+  require(a.stop_set == b.stop_set, "stop sets");
+  require(a.chat_template == b.chat_template, "chat templates");
+}
+
+/// The samples that both arms finished, in order: a run that was stopped has a ragged end.
+std::vector<Pair> common_samples(const ModelCell& dense, const ModelCell& cell,
+                                 const std::string& arm) {
+  std::vector<Pair> pairs;
+  auto reference = dense.entries.begin();
+  for (const RunEntry* entry : cell.entries) {
+    while (reference != dense.entries.end() && (*reference)->sample < entry->sample) ++reference;
+    if (reference == dense.entries.end()) break;
+    if ((*reference)->sample != entry->sample) continue;
+    pairs.push_back({*reference, entry});
+    check_pair(pairs.back(), arm);
   }
+  return pairs;
 }
 
 ModelCell collect(std::span<const RunEntry> entries, std::size_t task, std::size_t arm,
@@ -144,16 +172,6 @@ ModelCell collect(std::span<const RunEntry> entries, std::size_t task, std::size
   return cell;
 }
 
-/// Keeps the samples that both arms finished: a run that was stopped has a ragged end.
-void keep_common(ModelCell& dense, ModelCell& cell) {
-  const auto has = [](const ModelCell& c, std::int64_t sample) {
-    return std::any_of(c.entries.begin(), c.entries.end(),
-                       [&](const RunEntry* e) { return e->sample == sample; });
-  };
-  std::erase_if(cell.entries, [&](const RunEntry* e) { return !has(dense, e->sample); });
-  std::erase_if(dense.entries, [&](const RunEntry* e) { return !has(cell, e->sample); });
-}
-
 }  // namespace
 
 ModelSummary summarize_model(std::span<const RunEntry> entries, std::span<const TaskInfo> tasks,
@@ -162,48 +180,23 @@ ModelSummary summarize_model(std::span<const RunEntry> entries, std::span<const 
   std::vector<std::vector<PairedTask>> pairs(arms.size());  // by arm
   std::vector<std::vector<std::size_t>> cells_of(arms.size());
   for (std::size_t t = 0; t < tasks.size(); ++t) {
-    std::optional<ModelCell> dense;
+    const std::size_t dense = summary.cells.size();
     for (std::size_t a = 0; a < arms.size(); ++a) {
-      ModelCell cell = collect(entries, t, a, tasks[t], arms[a]);
-      if (cell.samples > 0) {
-        const bool reference = a == 0;
-        ModelCell common = cell;
-        std::optional<ModelCell> against;
-        if (!reference && dense) {
-          against = *dense;
-          keep_common(*against, common);
-          check_pairs(*against, common, tasks[t].name, arms[a].label);
-        }
-        summarize_density(cell);
-        const bool comparable = against && !common.entries.empty();
-        if (cell.entries.front()->reply) {
-          summarize_replies(cell, nullptr);
-          if (comparable) {
-            summarize_replies(common, &*against);
-            cell.divergence = common.divergence;
-            PairedTask pair{tasks[t].name, tasks[t].binary, {}, {}};
-            for (std::size_t i = 0; i < common.entries.size(); ++i) {
-              pair.dense.push_back(against->entries[i]->reply->score);
-              pair.sparse.push_back(common.entries[i]->reply->score);
-            }
-            const auto right_or_wrong = [](double x) { return x == 0.0 || x == 1.0; };
-            pair.binary = pair.binary && std::ranges::all_of(pair.dense, right_or_wrong) &&
-                          std::ranges::all_of(pair.sparse, right_or_wrong);
-            pairs[a].push_back(std::move(pair));
-            cells_of[a].push_back(summary.cells.size());
-          }
-        } else {
-          summarize_windows(cell, nullptr);
-          if (comparable) {
-            summarize_windows(common, &*against);
-            cell.distribution = common.distribution;
-            cell.has_kl = common.has_kl;
-            cell.hidden_error = common.hidden_error;
-          }
-        }
-        if (reference) dense = cell;
+      ModelCell& cell = summary.cells.emplace_back(collect(entries, t, a, tasks[t], arms[a]));
+      if (cell.samples == 0) continue;
+      summarize_density(cell);
+      const bool replies = cell.entries.front()->reply.has_value();
+      replies ? summarize_replies(cell) : summarize_windows(cell);
+      if (a == 0) continue;
+      const auto common = common_samples(summary.cells[dense], cell, arms[a].label);
+      if (common.empty()) continue;
+      if (replies) {
+        compare_replies(cell, common);
+        pairs[a].push_back(paired_scores(tasks[t], common));
+        cells_of[a].push_back(summary.cells.size() - 1);
+      } else {
+        compare_windows(cell, common);
       }
-      summary.cells.push_back(std::move(cell));
     }
   }
   for (std::size_t a = 0; a < arms.size(); ++a) {

@@ -14,10 +14,6 @@ constexpr double kLevel = 0.05;
 /// Normal quantiles at 0.975 and 0.8.
 constexpr double kPowerFactor = 1.959963985 + 0.841621234;
 
-double mean(const std::vector<double>& values) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-}
-
 void check(const PairedTask& task) {
   const auto finite = [](double x) { return std::isfinite(x); };
   if (task.dense.empty() || task.dense.size() != task.sparse.size() ||
@@ -113,9 +109,7 @@ PairedResult compare(std::span<const PairedTask> tasks, std::int64_t resamples,
       value += sum / static_cast<double>(delta.size()) / count;
     }
   }
-  std::sort(means.begin(), means.end());
-  result.difference.low = quantile(means, (1.0 - kConfidence) / 2.0);
-  result.difference.high = quantile(means, (1.0 + kConfidence) / 2.0);
+  set_percentile_interval(result.difference, std::move(means));
   result.p_value = randomisation_test(deltas, result.difference.mean, resamples, rng);
   return result;
 }

@@ -8,13 +8,15 @@
 #include "core/rng.hpp"
 
 namespace sw {
-namespace {
-
-double mean_of(const std::vector<double>& values) {
+double mean(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-}  // namespace
+void set_percentile_interval(Interval& interval, std::vector<double> means) {
+  std::sort(means.begin(), means.end());
+  interval.low = quantile(means, (1.0 - kConfidence) / 2.0);
+  interval.high = quantile(means, (1.0 + kConfidence) / 2.0);
+}
 
 Interval bootstrap_mean(std::span<const std::vector<double>> inputs, std::int64_t resamples,
                         std::uint64_t seed) {
@@ -23,14 +25,14 @@ Interval bootstrap_mean(std::span<const std::vector<double>> inputs, std::int64_
   std::size_t units = 0;
   for (const auto& values : inputs) {
     if (values.empty()) throw std::invalid_argument("bootstrap_mean: an input without values");
-    interval.mean += mean_of(values) / static_cast<double>(inputs.size());
+    interval.mean += mean(values) / static_cast<double>(inputs.size());
     units += values.size();
   }
   if (units < 2 || !std::isfinite(interval.mean)) return interval;
 
   std::vector<double> means(static_cast<std::size_t>(resamples));
   SplitMix64 rng(seed);
-  for (double& mean : means) {
+  for (double& resampled : means) {
     double total = 0.0;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const auto& values = inputs[inputs.size() == 1 ? 0 : rng.below(inputs.size())];
@@ -38,11 +40,9 @@ Interval bootstrap_mean(std::span<const std::vector<double>> inputs, std::int64_
       for (std::size_t u = 0; u < values.size(); ++u) sum += values[rng.below(values.size())];
       total += sum / static_cast<double>(values.size());
     }
-    mean = total / static_cast<double>(inputs.size());
+    resampled = total / static_cast<double>(inputs.size());
   }
-  std::sort(means.begin(), means.end());
-  interval.low = quantile(means, (1.0 - kConfidence) / 2.0);
-  interval.high = quantile(means, (1.0 + kConfidence) / 2.0);
+  set_percentile_interval(interval, std::move(means));
   return interval;
 }
 

@@ -27,6 +27,12 @@ Interval bootstrap_mean(std::span<const std::vector<double>> inputs,
                         std::int64_t resamples = kBootstrapResamples,
                         std::uint64_t seed = kBootstrapSeed);
 
+/// Sum over number; `values` is not empty.
+double mean(std::span<const double> values);
+
+/// Sets low and high of `interval` to the 95% percentile interval of resampled means.
+void set_percentile_interval(Interval& interval, std::vector<double> means);
+
 /// Quantile in [0, 1] by linear interpolation between order statistics (numpy's default). `sorted`
 /// ascends and is not empty.
 double quantile(std::span<const double> sorted, double q);

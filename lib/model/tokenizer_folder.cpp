@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/text.hpp"
 #include "model/tokenizer_parts.hpp"
 
@@ -349,29 +350,7 @@ std::optional<std::string> token_text(const Node& config, const char* key) {
 nlohmann::json read_json_object(const std::string& path) {
   constexpr int kMaxDepth = 64;
   constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 26;  // the largest in use have 35 MB
-  const auto fail = [&](const std::string& what) {
-    throw Error(ErrorKind::kInput, "'" + path + "' " + what, "fetch the file again");
-  };
-  const std::string text = read_file(path, kMaxBytes);
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > kMaxDepth) fail("is nested too deep");
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key &&
-        !keys.back().insert(value.get_ref<const std::string&>()).second) {
-      fail("has the key " + quote(value.get<std::string>()) + " twice in an object");
-    }
-    return true;
-  };
-  Json json;
-  try {
-    json = Json::parse(text, check);
-  } catch (const Json::exception& error) {
-    fail(std::string("is not JSON: ") + error.what());
-  }
-  if (!json.is_object()) fail("is not a JSON object");
-  return json;
+  return parse_json_object(read_file(path, kMaxBytes), "'" + path + "'", kMaxDepth);
 }
 
 TokenizerTables read_tokenizer_folder(const std::string& folder) {

@@ -10,6 +10,7 @@
 #include <pcre2.h>
 
 #include "core/error.hpp"
+#include "core/text.hpp"
 
 namespace sw {
 namespace {
@@ -374,34 +375,6 @@ void each_word_from(const std::vector<PreTokenizerStep>& steps, std::size_t inde
 }
 
 }  // namespace
-
-std::size_t utf8_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) {
-    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
-  };
-  const auto continuation = [&](std::size_t i) { return (byte(i) & 0xc0u) == 0x80u; };
-  if (text.empty()) return 0;
-  const unsigned first = byte(0);
-  const unsigned second = byte(1);
-  if (first < 0x80) return 1;
-  if (first < 0xc2 || first > 0xf4 || !continuation(1)) return 0;
-  if (first < 0xe0) return 2;
-  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
-  if ((first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
-  if (!continuation(2)) return 0;
-  if (first < 0xf0) return 3;
-  return continuation(3) ? 4 : 0;
-}
-
-std::uint32_t code_point(std::string_view text, std::size_t length) {
-  const auto first = static_cast<unsigned char>(text[0]);
-  if (length == 1) return first;
-  std::uint32_t value = first & (0x7fu >> length);
-  for (std::size_t i = 1; i < length; ++i) {
-    value = value << 6 | (static_cast<unsigned char>(text[i]) & 0x3fu);
-  }
-  return value;
-}
 
 std::string normalize(std::string_view text, NormalForm form) {
   const auto ascii = [](char c) { return static_cast<unsigned char>(c) < 0x80; };

@@ -17,12 +17,6 @@
 /// a tokenizer.json both fill. For lib/model/tokenizer*.cpp only.
 namespace sw {
 
-/// Bytes of the well-formed UTF-8 sequence at the begin of `text`, 0 when there is none (Unicode
-/// Standard, table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF).
-std::size_t utf8_length(std::string_view text);
-/// Code point of a well-formed sequence of `length` bytes.
-std::uint32_t code_point(std::string_view text, std::size_t length);
-
 enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 
 /// `text` (valid UTF-8) in the normal form that it has in Unicode 9, which the `tokenizers` library

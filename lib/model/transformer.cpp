@@ -121,11 +121,7 @@ Linear load_gate_up(const Checkpoint& checkpoint, std::int64_t layer, DType dtyp
 
 AttentionFunction dense_attention(const Backend& backend) {
   return [&backend](const AttentionProblem& problem, AttentionOutput& output) {
-    if (const auto reason = backend.unsupported(problem)) {
-      throw Error(ErrorKind::kUnsupported,
-                  "the backend '" + backend.name() + "' cannot compute this attention: " + *reason,
-                  "use another --backend");
-    }
+    require_supported(backend, problem);
     backend.attend(problem, BlockSelection::dense(problem.geometry(64)), output);
   };
 }

@@ -24,13 +24,20 @@ void check_report_paths(const ReportPaths& paths, bool force) {
   const PendingFile hdf5(paths.hdf5, force);
 }
 
-void write_report(const Report& report, const ReportPaths& paths, bool force) {
+void write_report_files(const ReportPaths& paths, bool force,
+                        const std::function<void(const std::string& place)>& write_hdf5,
+                        const std::string& json_text) {
   PendingFile json(paths.json, force);
   PendingFile hdf5(paths.hdf5, force);
-  write_hdf5(report, hdf5.temporary_path(), paths.hdf5);
-  json.write(to_json_text(report));
+  write_hdf5(hdf5.temporary_path());
+  json.write(json_text);
   hdf5.commit();
   json.commit();
+}
+
+void write_report(const Report& report, const ReportPaths& paths, bool force) {
+  const auto write = [&](const std::string& place) { write_hdf5(report, place, paths.hdf5); };
+  write_report_files(paths, force, write, to_json_text(report));
 }
 
 }  // namespace sw

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "report/report.hpp"
@@ -18,7 +19,13 @@ ReportPaths report_paths(const std::string& out);
 /// written to. To be called before hours of work, not after.
 void check_report_paths(const ReportPaths& paths, bool force);
 
-/// Writes both files aside, and renames them once both are complete. Throws Error(kOutput).
+/// Writes both files aside, the HDF5 file by write_hdf5(place), and renames them once both are
+/// complete, the JSON file last. Throws Error(kOutput).
+void write_report_files(const ReportPaths& paths, bool force,
+                        const std::function<void(const std::string& place)>& write_hdf5,
+                        const std::string& json_text);
+
+/// The two files of a trace evaluation. Throws Error(kOutput).
 void write_report(const Report& report, const ReportPaths& paths, bool force);
 
 }  // namespace sw

@@ -291,8 +291,8 @@ void write_hdf5(const Report& report, const std::string& path, const std::string
   });
 }
 
-void write_hdf5(const ModelReport& report, const std::string& path, const std::string& name) {
-  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+void write_hdf5(const ModelReport& report, const ModelSummary& summary, const std::string& path,
+                const std::string& name) {
   write_file_of_cells(report.created, path, name, [&](hid_t cells) {
     for (std::size_t i = 0; i < summary.cells.size(); ++i) {
       const ModelCell& cell = summary.cells[i];

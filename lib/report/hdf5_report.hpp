@@ -34,6 +34,7 @@ void write_hdf5(const Report& report, const std::string& path, const std::string
 ///   nll float32 with window_ptr [n + 1] int64, scored_from [n] int64 (texts), and with --kl, but
 ///   for the dense arm, kl, delta_p float32, same_top uint8 of the same tokens,
 ///   hidden_error [layer, n] float64
-void write_hdf5(const ModelReport& report, const std::string& path, const std::string& name);
+void write_hdf5(const ModelReport& report, const ModelSummary& summary, const std::string& path,
+                const std::string& name);
 
 }  // namespace sw

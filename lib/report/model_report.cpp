@@ -131,7 +131,9 @@ Json cell_json(const ModelReport& report, const ModelCell& cell, std::size_t ind
   return json;
 }
 
-Json protocol_json(const ModelProtocol& p) {
+}  // namespace
+
+Json to_json(const ModelProtocol& p) {
   return {{"kind", "model"},
           {"forcing", "free: what a layer computes feeds the next one"},
           {"model", p.model},
@@ -156,11 +158,7 @@ Json protocol_json(const ModelProtocol& p) {
             {"tie_margin", kTieMargin}}}};
 }
 
-std::string fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
+namespace {
 
 std::string interval_text(const Interval& interval, double scale, int digits, bool sign = false) {
   std::string text = (sign && interval.mean >= 0 ? "+" : "") + fixed(scale * interval.mean, digits);
@@ -177,8 +175,7 @@ std::string arm_density(const ArmInfo& arm) {
 
 }  // namespace
 
-std::string to_json_text(const ModelReport& report) {
-  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+std::string to_json_text(const ModelReport& report, const ModelSummary& summary) {
   Json inputs = Json::array();
   for (const SourceFile& file : report.inputs) {
     inputs.push_back(
@@ -200,14 +197,13 @@ std::string to_json_text(const ModelReport& report) {
                      {"command", report.command},
                      {"environment", to_json(report.environment)},
                      {"inputs", inputs},
-                     {"protocol", protocol_json(report.protocol)},
+                     {"protocol", to_json(report.protocol)},
                      {"cells", cells},
                      {"summary", overall}};
   return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-std::string report_table(const ModelReport& report) {
-  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+std::string report_table(const ModelReport& report, const ModelSummary& summary) {
   std::string text;
   bool flagged = false;
   for (std::size_t t = 0; t < report.tasks.size(); ++t) {
@@ -292,13 +288,12 @@ std::string predictions_jsonl(const ModelReport& report, std::string_view task,
   return text;
 }
 
-void write_report(const ModelReport& report, const ReportPaths& paths, bool force) {
-  PendingFile json(paths.json, force);
-  PendingFile hdf5(paths.hdf5, force);
-  write_hdf5(report, hdf5.temporary_path(), paths.hdf5);
-  json.write(to_json_text(report));
-  hdf5.commit();
-  json.commit();
+void write_report(const ModelReport& report, const ModelSummary& summary, const ReportPaths& paths,
+                  bool force) {
+  const auto write = [&](const std::string& place) {
+    write_hdf5(report, summary, place, paths.hdf5);
+  };
+  write_report_files(paths, force, write, to_json_text(report, summary));
 }
 
 }  // namespace sw

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,7 +12,8 @@
 #include "report/files.hpp"
 
 /// The report of a model evaluation as a value. JSON, HDF5 file, table and predictions are pure
-/// functions of it, and all but its head comes from the journal.
+/// functions of it, and all but its head comes from the journal. `summary` is that of the report's
+/// own entries, tasks and arms: it is computed once for all of them.
 namespace sw {
 
 /// A file that the results depend on.
@@ -39,6 +41,10 @@ struct ModelProtocol {
   std::uint64_t seed = 0;
 };
 
+/// As reports hold it (results/schema.json, $defs model_protocol); it decides all results, together
+/// with the files, tasks and arms.
+nlohmann::ordered_json to_json(const ModelProtocol& protocol);
+
 struct ModelReport {
   std::string created;
   double seconds = 0.0;  ///< spent on the entries, all runs together
@@ -52,14 +58,15 @@ struct ModelReport {
 };
 
 /// results/schema.json, $defs model_report.
-std::string to_json_text(const ModelReport& report);
+std::string to_json_text(const ModelReport& report, const ModelSummary& summary);
 /// For a terminal: a row a task and arm, and the arms over all tasks.
-std::string report_table(const ModelReport& report);
+std::string report_table(const ModelReport& report, const ModelSummary& summary);
 /// Replies of one arm to one task, one JSON object a line with pred, answers, all_classes and
 /// length, as LongBench's eval.py reads them.
 std::string predictions_jsonl(const ModelReport& report, std::string_view task,
                               std::string_view arm);
 /// Writes JSON and HDF5 aside and renames them once both are complete. Throws Error(kOutput).
-void write_report(const ModelReport& report, const ReportPaths& paths, bool force);
+void write_report(const ModelReport& report, const ModelSummary& summary, const ReportPaths& paths,
+                  bool force);
 
 }  // namespace sw

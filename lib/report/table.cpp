@@ -11,12 +11,6 @@
 namespace sw {
 namespace {
 
-std::string fixed(double value, int digits = 4) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
-
 std::string with_sign(double value) {
   char text[64];
   std::snprintf(text, sizeof text, "%+.4f", value);
@@ -28,12 +22,12 @@ std::string density_text(const std::optional<double>& density) {
 }
 
 std::string mean_text(const std::optional<MetricSummary>& metric) {
-  return metric ? fixed(metric->overall.mean) : "-";
+  return metric ? fixed(metric->overall.mean, 4) : "-";
 }
 
 std::string interval_text(const std::optional<MetricSummary>& metric) {
   if (!metric || !metric->overall.low) return "-";
-  return "[" + fixed(*metric->overall.low) + ", " + fixed(*metric->overall.high) + "]";
+  return "[" + fixed(*metric->overall.low, 4) + ", " + fixed(*metric->overall.high, 4) + "]";
 }
 
 std::string milliseconds(const std::optional<Timing>& timing) {
@@ -57,7 +51,7 @@ std::string main_table(const std::vector<Summary>& rows, bool timed, bool answer
     std::vector<std::string> line = {
         row.method,
         density_text(row.density),
-        fixed(decode ? row.realised.decode.value_or(0.0) : row.realised.sparse),
+        fixed(decode ? row.realised.decode.value_or(0.0) : row.realised.sparse, 4),
         mean_text(row.metric(Metric::kMassRecall)),
         interval_text(row.metric(Metric::kMassRecall)),
         verdict_text(row.versus_sink_window),
@@ -85,7 +79,7 @@ std::string attribution_table(const std::vector<Summary>& rows) {
     if (!row.attribution) continue;
     any = true;
     const auto& parts = row.attribution->mean;
-    columns.add({row.method, density_text(row.density), fixed(parts.total),
+    columns.add({row.method, density_text(row.density), fixed(parts.total, 4),
                  with_sign(parts.block_mean), with_sign(parts.sketch), with_sign(parts.walk)});
   }
   return any ? "\n" + columns.text() : "";
