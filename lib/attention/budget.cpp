@@ -87,7 +87,8 @@ class Row {
 std::int64_t round_half_up(double x) { return static_cast<std::int64_t>(std::floor(x + 0.5)); }
 
 void fill_matched(Row& row, std::span<const double> scores, const Budget& budget, double density) {
-  const std::int64_t m = matched_blocks(density, row.candidates());
+  const std::int64_t m = std::min(
+      row.candidates(), std::max(budget.min_blocks, matched_blocks(density, row.candidates())));
   const std::int64_t sink = m >= 3   ? std::max<std::int64_t>(1, round_half_up(m / 8.0))
                             : m == 2 ? 1
                                      : 0;

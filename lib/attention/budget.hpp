@@ -27,6 +27,9 @@ struct Budget {
   };
   Kind kind = Kind::kMatched;
   Forced forced = Forced::kSinkAndWindow;
+  /// kMatched: fewest blocks of a row. An early row whose share rounds to one block sees no sink,
+  /// which costs a running model several nats a token there, whatever the method.
+  std::int64_t min_blocks = 1;
   std::int64_t tau = 0;  ///< kFixed; 0 = max(1, floor(density * b + 0.5))
   double window_frac = 0.05;
   double sink_frac = 0.025;

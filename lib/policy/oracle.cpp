@@ -13,6 +13,7 @@ struct OracleOptions {
   Granularity granularity = Granularity::kLayer;
   bool forced = false;
   std::int64_t dense_layers = 2;
+  std::int64_t min_blocks = 1;
 
   OptionSet bind() {
     OptionSet set;
@@ -23,6 +24,7 @@ struct OracleOptions {
                          "what shares one selection; masses are summed over its heads");
     set.add("forced", forced, "also force the sink and window blocks of the matched budget");
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
+    add_min_blocks(set, min_blocks);
     return set;
   }
 };
@@ -36,7 +38,8 @@ class OraclePolicy final : public Policy {
   std::int64_t dense_layers() const override { return options_.dense_layers; }
   bool needs_mass() const override { return true; }
   Budget budget() const override {
-    return {.forced = options_.forced ? Budget::Forced::kSinkAndWindow : Budget::Forced::kDiagonal};
+    return {.forced = options_.forced ? Budget::Forced::kSinkAndWindow : Budget::Forced::kDiagonal,
+            .min_blocks = options_.min_blocks};
   }
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
     return rank(context);

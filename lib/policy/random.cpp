@@ -7,13 +7,13 @@ namespace {
 
 class RandomPolicy final : public Policy {
  public:
-  RandomPolicy(const DenseLayersOptions& options, std::uint64_t seed)
+  RandomPolicy(const BaselineOptions& options, std::uint64_t seed)
       : options_(options), seed_(seed) {}
 
   std::string name() const override { return "random"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  Budget budget() const override { return {}; }
+  Budget budget() const override { return {.min_blocks = options_.min_blocks}; }
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
     return draw(context);
   }
@@ -35,7 +35,7 @@ class RandomPolicy final : public Policy {
     return scores;
   }
 
-  DenseLayersOptions options_;
+  BaselineOptions options_;
   std::uint64_t seed_;
 };
 
@@ -43,12 +43,12 @@ class RandomPolicy final : public Policy {
 
 PolicyEntry random_entry() {
   return {[] {
-            DenseLayersOptions defaults;
+            BaselineOptions defaults;
             return MethodInfo{"random", "sink, window, and random blocks for the rest",
                               "baseline; --seed chooses the draw", "layer", defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
-            return std::make_unique<RandomPolicy>(parse_options<DenseLayersOptions>(spec), seed);
+            return std::make_unique<RandomPolicy>(parse_options<BaselineOptions>(spec), seed);
           }};
 }
 

@@ -39,13 +39,20 @@ std::string spec_of(const std::string& name, Options actual) {
   return canonical_spec(name, actual.bind(), defaults.bind());
 }
 
+inline void add_min_blocks(OptionSet& set, std::int64_t& min_blocks) {
+  set.add("min_blocks", min_blocks, 1, kNoLimit,
+          "budget=matched: fewest blocks of a row, which early rows round below");
+}
+
 /// For policies that have no other option.
-struct DenseLayersOptions {
+struct BaselineOptions {
   std::int64_t dense_layers = 2;
+  std::int64_t min_blocks = 1;
 
   OptionSet bind() {
     OptionSet set;
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
+    add_min_blocks(set, min_blocks);
     return set;
   }
 };

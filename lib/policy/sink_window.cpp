@@ -7,12 +7,14 @@ namespace {
 
 class SinkWindowPolicy final : public Policy {
  public:
-  explicit SinkWindowPolicy(const DenseLayersOptions& options) : options_(options) {}
+  explicit SinkWindowPolicy(const BaselineOptions& options) : options_(options) {}
 
   std::string name() const override { return "sink_window"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  Budget budget() const override { return {.forced = Budget::Forced::kSinkAndRecent}; }
+  Budget budget() const override {
+    return {.forced = Budget::Forced::kSinkAndRecent, .min_blocks = options_.min_blocks};
+  }
   BlockScores score_prefill(const ScoreContext&, WalkState&, DecodeCache*) const override {
     return {};
   }
@@ -21,19 +23,19 @@ class SinkWindowPolicy final : public Policy {
   }
 
  private:
-  DenseLayersOptions options_;
+  BaselineOptions options_;
 };
 
 }  // namespace
 
 PolicyEntry sink_window_entry() {
   return {[] {
-            DenseLayersOptions defaults;
+            BaselineOptions defaults;
             return MethodInfo{"sink_window", "leading and most recent blocks only",
                               "StreamingLLM, arXiv 2309.17453", "layer", defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
-            return std::make_unique<SinkWindowPolicy>(parse_options<DenseLayersOptions>(spec));
+            return std::make_unique<SinkWindowPolicy>(parse_options<BaselineOptions>(spec));
           }};
 }
 

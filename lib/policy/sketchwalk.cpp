@@ -71,6 +71,7 @@ struct SketchWalkOptions {
                            {"fixed", Budget::Kind::kFixed},
                            {"release", Budget::Kind::kRelease}},
                           "blocks of a row: by density, a fixed count, or the release's quantile");
+    add_min_blocks(set, budget.min_blocks);
     set.add("tau", budget.tau, 0, kNoLimit,
             "blocks of a row for budget=fixed; 0 means density times the number of blocks");
     set.add("window_frac", budget.window_frac, 0.0, 1.0, false,

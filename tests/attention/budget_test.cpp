@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -44,6 +45,28 @@ TEST(Budget, MatchedRealisesTheRequestedDensity) {
         EXPECT_NEAR(s.count().density(), rho, std::fabs(excess) / area + 1.0 / (8.0 * b));
         EXPECT_NEAR(s.count().density(), rho, 0.01);
       }
+    }
+  }
+}
+
+// With a floor, a row keeps max(m, floor) of its blocks; at three or more a sink is among them.
+TEST(Budget, MinBlocksHoldsTheFloorOfEarlyRows) {
+  SplitMix64 rng(13);
+  const BlockGeometry g{8, 0, 8 * 60};
+  for (const auto forced : {Budget::Forced::kSinkAndWindow, Budget::Forced::kDiagonal,
+                            Budget::Forced::kSinkAndRecent}) {
+    Budget budget;
+    budget.forced = forced;
+    const BlockScores scores = random_scores(rng, g, 1);
+    const BlockSelection plain = select_blocks(scores, g, budget, 0.1, Phase::kPrefill);
+    budget.min_blocks = 4;
+    const BlockSelection floored = select_blocks(scores, g, budget, 0.1, Phase::kPrefill);
+    for (std::int64_t r = 0; r < 60; ++r) {
+      const std::size_t m = plain.blocks(0, r).size();
+      EXPECT_EQ(
+          floored.blocks(0, r).size(),
+          std::max<std::size_t>(m, static_cast<std::size_t>(std::min<std::int64_t>(4, r + 1))));
+      if (forced != Budget::Forced::kDiagonal) EXPECT_EQ(floored.blocks(0, r).front(), 0);
     }
   }
 }
