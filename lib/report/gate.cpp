@@ -57,19 +57,6 @@ const std::vector<GateMetric>& metrics() {
   return list;
 }
 
-bool holds(Gate::Op op, double x, double y) {
-  switch (op) {
-    case Gate::Op::kLess:
-      return x < y;
-    case Gate::Op::kLessEqual:
-      return x <= y;
-    case Gate::Op::kGreater:
-      return x > y;
-    default:
-      return x >= y;
-  }
-}
-
 }  // namespace
 
 std::vector<std::string> gate_metrics() {
@@ -78,7 +65,9 @@ std::vector<std::string> gate_metrics() {
   return names;
 }
 
-Gate Gate::parse(std::string_view text) {
+Gate Gate::parse(std::string_view text) { return parse(text, gate_metrics()); }
+
+Gate Gate::parse(std::string_view text, const std::vector<std::string>& known) {
   Gate gate;
   gate.text = text;
   const std::vector<std::string> scope = split(text, '@');
@@ -90,7 +79,6 @@ Gate Gate::parse(std::string_view text) {
                 "@METHOD or @METHOD@DENSITY behind it");
   }
   gate.metric = condition.substr(0, at);
-  const std::vector<std::string> known = gate_metrics();
   if (std::find(known.begin(), known.end(), gate.metric) == known.end()) {
     throw Error(ErrorKind::kUsage, "--fail-if: unknown metric '" + gate.metric + "'",
                 suggestion(gate.metric, known));
@@ -106,15 +94,32 @@ Gate Gate::parse(std::string_view text) {
   return gate;
 }
 
+bool Gate::concerns(std::string_view cell_method, std::string_view name,
+                    std::optional<double> cell_density) const {
+  if (!method.empty() && method != name && method != cell_method) return false;
+  return !density || (cell_density && std::abs(*cell_density - *density) <= 1e-12);
+}
+
+bool Gate::holds(double x) const {
+  switch (op) {
+    case Op::kLess:
+      return x < value;
+    case Op::kLessEqual:
+      return x <= value;
+    case Op::kGreater:
+      return x > value;
+    default:
+      return x >= value;
+  }
+}
+
 std::vector<std::string> unmet(const Gate& gate, std::span<const Summary> cells) {
   const auto metric = std::find_if(metrics().begin(), metrics().end(),
                                    [&](const GateMetric& m) { return m.name == gate.metric; });
   std::vector<std::string> lines;
   bool any = false;
   for (const Summary& cell : cells) {
-    if (!gate.method.empty() && gate.method != cell.name && gate.method != cell.method) continue;
-    if (gate.density && (!cell.density || std::abs(*cell.density - *gate.density) > 1e-12))
-      continue;
+    if (!gate.concerns(cell.method, cell.name, cell.density)) continue;
     any = true;
     std::string label = cell.method;
     if (cell.density) label += " at density " + format_double(*cell.density);
@@ -125,7 +130,7 @@ std::vector<std::string> unmet(const Gate& gate, std::span<const Summary> cells)
       if (!gate.method.empty() || cell.inputs == 0) {
         lines.push_back(label + ": " + gate.metric + " has no value");
       }
-    } else if (holds(gate.op, *value, gate.value)) {
+    } else if (gate.holds(*value)) {
       lines.push_back(label + ": " + gate.metric + " is " + format_double(*value));
     }
   }

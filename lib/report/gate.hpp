@@ -26,6 +26,12 @@ struct Gate {
 
   /// Throws Error(kUsage) for text that is not a gate or names an unknown metric.
   static Gate parse(std::string_view text);
+  /// The same for metrics of another list.
+  static Gate parse(std::string_view text, const std::vector<std::string>& known);
+
+  bool concerns(std::string_view cell_method, std::string_view name,
+                std::optional<double> cell_density) const;
+  bool holds(double x) const;
 };
 
 /// Metrics that gates may name.
