@@ -1,0 +1,9 @@
+#include "commands.hpp"
+
+int main(int argc, char** argv) {
+  sw::Program program("sw-report", "Shows, compares and converts reports");
+  sw::setup_html(program);
+  sw::setup_compare(program);
+  sw::setup_csv(program);
+  return program.run(argc, argv);
+}
