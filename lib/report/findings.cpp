@@ -59,6 +59,7 @@ std::string milliseconds(double seconds) {
 
 /// "4.5 times as quick" or "2 times as slow", of dense time over sparse time.
 std::string speed(double ratio) {
+  if (std::max(ratio, 1 / ratio) < 1.05) return "as quick";
   if (ratio >= 1) return fixed(ratio, 1) + " times as quick";
   return fixed(1 / ratio, 1) + " times as slow";
 }
@@ -124,7 +125,6 @@ class TraceFindings {
 
   std::vector<Finding> list() const {
     std::vector<Finding> list;
-    std::vector<Finding> details;
     for (const char* phase : {"prefill", "decode"}) {
       std::vector<std::string> methods;
       for (const TraceRow& row : rows_) {
@@ -136,10 +136,9 @@ class TraceFindings {
       for (const std::string& method : methods) {
         const std::vector<TraceRow> rows = rows_of(method, phase);
         list.push_back(against_sink_window(rows, method, phase));
-        add_details(*nearest(rows), details);
+        list.back().details = details(*nearest(rows));
       }
     }
-    list.insert(list.end(), details.begin(), details.end());
     add_density(list);
     return list;
   }
@@ -194,12 +193,11 @@ class TraceFindings {
   }
 
   /// Quality, loss and time at one density.
-  void add_details(const TraceRow& row, std::vector<Finding>& list) const {
-    const auto recall = value(row, "metrics.mass_recall.mean");
-    if (recall) {
-      std::string text = "At " + percent(*row.density) + " density in " + row.phase + ", " +
-                         code(row.method) + " keeps " + percent(*recall) +
-                         " of the attention mass";
+  std::vector<std::string> details(const TraceRow& row) const {
+    std::vector<std::string> list;
+    const std::string at = "At " + percent(*row.density) + " density ";
+    if (const auto recall = value(row, "metrics.mass_recall.mean")) {
+      std::string text = at + "it keeps " + percent(*recall) + " of the attention mass";
       const auto low = value(row, "metrics.mass_recall.low");
       const auto high = value(row, "metrics.mass_recall.high");
       if (low && high) text += " (95% interval " + percent(*low) + " to " + percent(*high) + ")";
@@ -209,7 +207,7 @@ class TraceFindings {
       if (const auto error = value(row, "metrics.output_error.mean")) {
         text += ". The attention output is off by " + percent(*error);
       }
-      list.push_back({Tone::kNeutral, text + "."});
+      list.push_back(text + ".");
     }
     if (const auto total = value(row, "attribution.mean.total"); total && *total > 0) {
       const auto part = [&](const char* path, const std::string& noun) {
@@ -217,24 +215,20 @@ class TraceFindings {
         if (std::abs(loss) < 5e-5) return noun + " costs nothing";
         return noun + (loss > 0 ? " costs " : " gives back ") + fixed(100 * std::abs(loss), 2);
       };
-      list.push_back({Tone::kNeutral,
-                      "Against that best selection " + code(row.method) + " loses " +
-                          fixed(100 * *total, 2) + " points of mass (" + row.phase + ", " +
-                          percent(*row.density) + " density): " +
-                          part("attribution.mean.block_mean", "averaging over blocks") + ", " +
-                          part("attribution.mean.sketch", "the sketch") + ", " +
-                          part("attribution.mean.walk", "the walk") + "."});
+      list.push_back("Of the " + fixed(100 * *total, 2) +
+                     " points lost to that best selection, " +
+                     part("attribution.mean.block_mean", "averaging over blocks") + ", " +
+                     part("attribution.mean.sketch", "the sketch") + ", " +
+                     part("attribution.mean.walk", "the walk") + ".");
     }
     const auto total = value(row, "latency.total.median");
     const auto dense = value(row, "latency.dense_attention.median");
     if (total && dense && *total > 0 && *dense > 0) {
-      list.push_back({Tone::kNeutral,
-                      "Selection and attention of one layer take " + milliseconds(*total) +
-                          " with " + code(row.method) + " at " + percent(*row.density) +
-                          " density in " + row.phase + ", dense attention " +
-                          milliseconds(*dense) + ": " + speed(*dense / *total) +
-                          ". These are single passes inside an evaluation, not a benchmark."});
+      list.push_back("Selection and attention of one layer take " + milliseconds(*total) +
+                     ", dense attention " + milliseconds(*dense) + ": " + speed(*dense / *total) +
+                     ", in single passes that are no benchmark.");
     }
+    return list;
   }
 
   /// Warns where the realised density is far from what was asked for.
@@ -439,6 +433,13 @@ class ModelFindings {
   const ReportFile& report_;
 };
 
+/// Phase, implementation and method of a comparison or crossover.
+std::string arm_key(const ReportFile& report, const Json& json) {
+  return report.text(json, "phase").value_or("") + '\n' +
+         report.text(json, "implementation").value_or("") + '\n' +
+         report.text(json, "method").value_or("");
+}
+
 std::vector<Finding> profile_findings(const ReportFile& report) {
   std::vector<Finding> list;
   const Json empty = Json::array();
@@ -456,14 +457,15 @@ std::vector<Finding> profile_findings(const ReportFile& report) {
   for (const Json& json : array("comparisons")) {
     const auto density = report.number(json, "density");
     if (!density) continue;
-    groups[report.text(json, "phase").value_or("") + '\n' +
-           report.text(json, "implementation").value_or("") + '\n' +
-           report.text(json, "method").value_or("")]
-        .push_back({density, report.number(json, "shape.tokens").value_or(0), &json});
+    groups[arm_key(report, json)].push_back(
+        {density, report.number(json, "shape.tokens").value_or(0), &json});
   }
   for (auto& group : groups) {
     std::vector<Row>& rows = group.second;
     const double longest = std::ranges::max(rows, {}, &Row::tokens).tokens;
+    std::set<double> lengths_seen;
+    for (const Row& row : rows) lengths_seen.insert(row.tokens);
+    const std::size_t lengths = lengths_seen.size();
     std::erase_if(rows, [&](const Row& row) { return row.tokens < longest; });
     const Row& row = *nearest(rows);
     const auto total = report.number(*row.json, "total.median");
@@ -471,42 +473,53 @@ std::vector<Finding> profile_findings(const ReportFile& report) {
     if (!total || !ratios || !ratios->is_array()) continue;
     std::vector<std::string> parts;
     bool quicker = true;
+    bool slower = false;
     for (const Json& ratio : *ratios) {
       const auto times = report.number(ratio, "times");
       if (!times || !(*times > 0)) continue;
-      quicker = quicker && *times > 1;
+      quicker = quicker && *times >= 1.05;
+      slower = slower || *times <= 1 / 1.05;
       parts.push_back(speed(*times) + " as dense attention of " +
                       report.text(ratio, "implementation").value_or("?"));
     }
     if (parts.empty()) continue;
-    list.push_back({quicker ? Tone::kGood : Tone::kBad,
+    std::vector<std::string> details;
+    for (const Json& json : array("crossovers")) {
+      const auto density = report.number(json, "density");
+      const auto tokens = report.number(json, "tokens");
+      if (!density || lengths < 2 || arm_key(report, json) != group.first) continue;
+      details.push_back("At " + percent(*density) + " density it is " +
+                        (tokens ? "quicker from " + format_double(*tokens) +
+                                      " tokens on, over the lengths measured."
+                                : "not quicker at the longest length measured."));
+    }
+    list.push_back({quicker ? Tone::kGood : slower ? Tone::kBad : Tone::kMixed,
                     "At " + format_double(row.tokens) + " tokens in " +
                         report.text(*row.json, "phase").value_or("") + ", " +
                         code(report.text(*row.json, "method").value_or("")) + " at " +
                         percent(*row.density) + " density takes " + milliseconds(*total) +
-                        ", selection included: " + enumerate(parts) + "."});
+                        ", selection included: " + enumerate(parts) + ".",
+                    details});
   }
-  for (const Json& json : array("crossovers")) {
-    const auto density = report.number(json, "density");
-    if (!density) continue;
-    const auto tokens = report.number(json, "tokens");
-    const std::string begin = "In " + report.text(json, "phase").value_or("") + ", " +
-                              code(report.text(json, "method").value_or("")) + " at " +
-                              percent(*density) + " density ";
-    list.push_back({tokens ? Tone::kNeutral : Tone::kBad,
-                    begin + (tokens ? "is quicker than dense attention at " +
-                                          format_double(*tokens) +
-                                          " tokens and at every longer length that was measured."
-                                    : "is not quicker than dense attention at the longest length "
-                                      "that was measured.")});
-  }
+  // Of dense attention at the longest context of each phase.
+  std::map<std::string, std::pair<double, std::string>> dense;
   for (const ReportCell& cell : report.cells()) {
-    const auto share = report.number(*cell.json, "of_product");
-    if (cell.method != "dense" || !share || report.text(*cell.json, "part") != "total") continue;
-    list.push_back({Tone::kNeutral, "Dense attention (" + cell.phase + ", " + cell.input + ", " +
-                                        report.text(*cell.json, "implementation").value_or("") +
-                                        ") reaches " + percent(*share, 0) +
-                                        " of the matrix product speed measured in the same run."});
+    const double share = std::max(report.number(*cell.json, "of_product").value_or(0),
+                                  report.number(*cell.json, "of_copy").value_or(0));
+    const double tokens = report.number(*cell.json, "shape.tokens").value_or(0);
+    if (cell.method != "dense" || report.text(*cell.json, "part") != "total" || share <= 0) continue;
+    const std::string code_name = report.text(*cell.json, "implementation").value_or("");
+    auto& best = dense[cell.phase + ", " + code_name];
+    if (tokens > best.first) best = {tokens, percent(share, 0)};
+  }
+  if (!dense.empty()) {
+    std::vector<std::string> parts;
+    for (const auto& [name, best] : dense) {
+      parts.push_back(best.second + " (" + name + ", " + format_double(best.first) + " tokens)");
+    }
+    list.push_back({Tone::kNeutral, "Of what this machine's matrix products or copies reach in "
+                                    "the same run, dense attention reaches " +
+                                        enumerate(parts) + "."});
   }
   return list;
 }

@@ -15,7 +15,8 @@ const char* tone_name(Tone tone);
 
 struct Finding {
   Tone tone = Tone::kNeutral;
-  std::string text;  ///< names of methods stand in back quotes
+  std::string text;                  ///< names of methods stand in back quotes
+  std::vector<std::string> details = {};  ///< the numbers behind it, in the same form
 };
 
 /// The most important one first. Throws Error(kInput) when a value has another type.

@@ -517,8 +517,16 @@ std::string html_text(const std::vector<ReportFile>& reports) {
     data.push_back(PageData(report, heat_bytes, selection_bytes).json());
     summary += "<article><h3><a href=\"#report-" + id + "\">" + escaped(title) + "</a></h3>\n<ul>";
     for (const Finding& finding : findings(report)) {
-      summary += std::string("<li class=\"finding ") + tone_name(finding.tone) + "\">" +
-                 sentence_html(finding.text) + "</li>\n";
+      summary += std::string("<li class=\"finding ") + tone_name(finding.tone) + "\"><span>" +
+                 sentence_html(finding.text) + "</span>";
+      if (!finding.details.empty()) {
+        summary += "<ul>";
+        for (const std::string& detail : finding.details) {
+          summary += "<li>" + sentence_html(detail) + "</li>";
+        }
+        summary += "</ul>";
+      }
+      summary += "</li>\n";
     }
     summary += "</ul></article>\n";
     contents += "<a href=\"#report-" + id + "\">" + escaped(title) + "</a>\n";

@@ -82,7 +82,7 @@ function verdictMatrix(parent, title, caption, cellsOf, key, baseline, digits) {
 function stageFigure(parent, title, caption, rowsOf, controls = []) {
   if (!rowsOf().length) return null;
   return makeFigure(parent, { title, caption, controls,
-    draw: (host, width) => drawBars(host, width, { label: title, rows: rowsOf(), parts: [...stageParts], format: milliseconds, axisLabel: "median time" }) });
+    draw: (host, width) => drawBars(host, width, { label: title, rows: rowsOf(), parts: [...stageParts], format: milliseconds, ticks: ticksOfTime, axisLabel: "median time" }) });
 }
 
 function traceFigures(parent, report) {
@@ -174,8 +174,8 @@ function traceFigures(parent, report) {
       controls: densities.length ? [choice("Density", densities.map((d) => [d, percent(d)]), density, (d) => { density = d; plot.redraw(); })] : [],
       draw: (host, width) => {
         const rows = cells().filter((c) => c.stages && (c.density === null || c.density === density))
-          .map((c) => ({ label: c.method, parts: c.stages.map((v, i) => (!hasNumber(c, "select_ms") && i < 4 ? NaN : v ?? NaN)), note: hasNumber(c, "speed") && c.method !== "dense" ? `${fixed(meanOf(c.values.speed), 2)}× dense` : "" }));
-        drawBars(host, width, { label: "Time of one layer by stage", rows, parts: stageParts, format: milliseconds, axisLabel: "median time of one layer" });
+          .map((c) => ({ label: c.method, parts: c.stages.map((v, i) => (!hasNumber(c, "select_ms") && i < 4 ? NaN : v ?? NaN)), note: hasNumber(c, "speed") && c.method !== "dense" ? `${fixed(meanOf(c.values.speed), 2)}× as quick as dense` : "" }));
+        drawBars(host, width, { label: "Time of one layer by stage", rows, parts: stageParts, format: milliseconds, ticks: ticksOfTime, axisLabel: "median time of one layer" });
       } });
     figures.push(plot);
   }
@@ -302,7 +302,7 @@ function profileFigures(parent, report) {
           const total = time("total");
           return { label: arm, parts: split ? stageNames.map(time) : [NaN, NaN, NaN, NaN, total], note: Number.isFinite(total) ? milliseconds(total) : "" };
         });
-        drawBars(host, width, { label: `Time of ${phase} by stage`, rows, parts: stageParts, format: milliseconds, axisLabel: "median time" });
+        drawBars(host, width, { label: `Time of ${phase} by stage`, rows, parts: stageParts, format: milliseconds, ticks: ticksOfTime, axisLabel: "median time" });
       } });
     if (lengths.length > 1) {
       const totals = cells.filter((c) => partOf(c) === "total");
@@ -310,7 +310,7 @@ function profileFigures(parent, report) {
       const lines = makeFigure(grid, { title: `Time of ${phase} against length`, caption: "Both axes are logarithmic.",
         draw: (host, width) => drawLines(host, width, { label: `Time of ${phase} against length`, hidden, redraw: () => lines.redraw(), dodge: false,
           series: names.map((name) => ({ name, look: looks.get(name), points: totals.filter((c) => `${armOf(c)}, ${codeOf(c)}` === name).map((c) => ({ x: meanOf(c.values.tokens), y: meanOf(c.values.time_ms), tip: `${name}\n${meanOf(c.values.tokens)} tokens: ${milliseconds(meanOf(c.values.time_ms))}` })).sort((a, b) => a.x - b.x) })),
-          x: { label: "tokens", log: true, ticks: lengths, format: (v) => (v % 1024 === 0 ? `${v / 1024}K` : v) }, y: { label: "median time", log: true, format: milliseconds } }) });
+          x: { label: "tokens", log: true, ticks: lengths, format: (v) => (v % 1024 === 0 ? `${v / 1024}K` : v) }, y: { label: "median time", log: true, format: ticksOfTime } }) });
     }
     const shares = cells.filter((c) => ["total", "attention"].includes(partOf(c)) && (hasNumber(c, "product") || hasNumber(c, "copy")));
     if (shares.length) {

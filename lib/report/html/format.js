@@ -7,6 +7,7 @@ const percent = (x) => `${+(100 * x).toFixed(2)}%`;
 const signed = (x, digits) => (x > 0 ? "+" : "") + fixed(x, digits);
 const short = (x) =>
   x === 0 ? "0" : Math.abs(x) >= 1e4 || Math.abs(x) < 1e-3 ? x.toExponential(1) : `${+x.toPrecision(3)}`;
+const ticksOfTime = (x) => (x === 0 ? "0" : x >= 1 ? `${+x.toPrecision(3)} ms` : `${+(1000 * x).toPrecision(3)} µs`);
 const milliseconds = (x) => (x >= 100 ? `${fixed(x, 0)} ms` : x >= 1 ? `${fixed(x, 2)} ms` : `${fixed(1000 * x, 1)} µs`);
 
 // A value is a number, or [mean, low, high].

@@ -189,7 +189,7 @@ function drawHeatMap(host, width, { label, rows, columns, rowTitle, columnTitle,
 
 // Stacked bars, their labels above them. rows: [{label, parts: [value, ...], note}]; parts:
 // [{name, look}]; negative values extend to the left of 0.
-function drawBars(host, width, { label, rows, parts, format, axisLabel }) {
+function drawBars(host, width, { label, rows, parts, format, ticks = format, axisLabel }) {
   if (parts.length > 1) {
     host.append(make("div", { class: "legend" }, ...parts.map((p) => make("span", { class: "key" }, drawKey(p.look, "bar"), p.name))));
   }
@@ -201,11 +201,12 @@ function drawBars(host, width, { label, rows, parts, format, axisLabel }) {
   const svg = makeChart(host, width, height, label);
   const sx = d3.scaleLinear().domain(low < high ? [low, high] : [0, 1]).range([margin.left, width - margin.right]);
   svg.append("g").attr("class", "grid").attr("transform", `translate(0,${height - margin.bottom})`).call(d3.axisBottom(sx).ticks(width < 420 ? 4 : 7).tickSize(-(rows.length * step)).tickFormat(""));
-  svg.append("g").attr("transform", `translate(0,${height - margin.bottom})`).call(d3.axisBottom(sx).ticks(width < 420 ? 4 : 7).tickFormat(format).tickSizeOuter(0));
+  svg.append("g").attr("transform", `translate(0,${height - margin.bottom})`).call(d3.axisBottom(sx).ticks(width < 420 ? 4 : 7).tickFormat(ticks).tickSizeOuter(0));
   svg.append("text").attr("class", "title").attr("x", width / 2).attr("y", height - 6).attr("text-anchor", "middle").text(axisLabel);
+  if (low < 0) svg.append("line").attr("x1", sx(0)).attr("x2", sx(0)).attr("y2", rows.length * step).style("stroke", "var(--soft)");
   rows.forEach((row, r) => {
     const top = r * step;
-    const name = svg.append("text").attr("x", sx(0) + 2 > width / 2 ? margin.left : Math.max(margin.left, sx(low))).attr("y", top + 14).text(row.label);
+    const name = svg.append("text").attr("class", "halo").attr("x", sx(0) + 2 > width / 2 ? margin.left : Math.max(margin.left, sx(low))).attr("y", top + 14).text(row.label);
     if (row.note) name.append("tspan").attr("dx", 8).style("font-weight", 600).text(row.note);
     let right = 0, left = 0;
     row.parts.forEach((value, i) => {
@@ -217,7 +218,6 @@ function drawBars(host, width, { label, rows, parts, format, axisLabel }) {
         .attr("data-tip", `${row.label}\n${parts[i].name}: ${format(value)}`);
     });
   });
-  if (low < 0) svg.append("line").attr("x1", sx(0)).attr("x2", sx(0)).attr("y2", rows.length * step).style("stroke", "var(--soft)");
 }
 
 // A selection: query blocks down, key blocks across; one hue on any background.
