@@ -1,11 +1,11 @@
 // Which figures each kind of report has.
 const traceMetrics = [
-  { key: "recall", label: "Mass recall", better: "higher is better" },
+  { key: "recall", bounds: [0, 1], label: "Mass recall", better: "higher is better" },
   { key: "error", label: "Output error", better: "lower is better" },
   { key: "gap", label: "Oracle gap", better: "lower is better" },
-  { key: "topk", label: "Top-k recall", better: "higher is better" },
-  { key: "cosine", label: "Cosine of the output", better: "higher is better" },
-  { key: "answer", label: "Answer recall", better: "higher is better" },
+  { key: "topk", bounds: [0, 1], label: "Top-k recall", better: "higher is better" },
+  { key: "cosine", bounds: [0, 1], label: "Cosine of the output", better: "higher is better" },
+  { key: "answer", bounds: [0, 1], label: "Answer recall", better: "higher is better" },
   { key: "plain", label: "Mass recall minus sink_window's", better: "above 0: better than sink_window" },
 ];
 const stageNames = ["pool", "sketch", "walk", "select", "attention"];
@@ -44,7 +44,7 @@ function densityFigure(parent, title, caption, metrics, cellsOf, looks, linesOf 
     draw: (host, width) => drawLines(host, width, {
       label: `${title}: ${metric.label}`, hidden, redraw: () => figure.redraw(),
       series: overDensity(cellsOf(), looks, metric.key, metric.label),
-      x: densityAxis(cellsOf()), y: { label: metric.better ? `${metric.label} (${metric.better})` : metric.label, zero: metric.zero },
+      x: densityAxis(cellsOf()), y: { label: metric.better ? `${metric.label} (${metric.better})` : metric.label, zero: metric.zero, bounds: metric.bounds },
       lines: metric.key === "plain" ? [{ y: 0, label: "sink_window" }] : linesOf(metric, cellsOf()),
     }),
   });
@@ -119,7 +119,7 @@ function traceFigures(parent, report) {
   figures.push(densityPlot);
 
   if (ok.some((c) => c.gap && c.gap.length > 1)) {
-    const layered = [{ key: "gap", label: "Oracle gap" }, { key: "recall", label: "Mass recall" }, { key: "error", label: "Output error" }];
+    const layered = [{ key: "gap", label: "Oracle gap" }, { key: "recall", bounds: [0, 1], label: "Mass recall" }, { key: "error", label: "Output error" }];
     let metric = layered[0], density = nearestTo(densities, 0.2);
     const hidden = new Set();
     const plot = makeFigure(grid, { title: "By layer",
@@ -130,7 +130,7 @@ function traceFigures(parent, report) {
         const series = arms().filter((c) => c.density === density && (c[metric.key] || []).length).map((c) => ({ name: c.method, look: looks.get(c.method),
           points: c.layers.map((layer, i) => ({ x: layer, y: c[metric.key][i] ?? NaN, tip: `${armOf(c)}\nlayer ${layer}\n${metric.label}: ${short(c[metric.key][i] ?? NaN)}`, dense: c.recall[i] === 1 && c.gap[i] === 0 && c.error[i] === 0 })).filter((p) => !p.dense) }));
         drawLines(host, width, { label: `${metric.label} by layer`, series, hidden, redraw: () => plot.redraw(), dodge: false,
-          x: { label: "layer", format: (v) => (Number.isInteger(v) ? v : "") }, y: { label: metric.label, zero: metric.key !== "recall" } });
+          x: { label: "layer", format: (v) => (Number.isInteger(v) ? v : "") }, y: { label: metric.label, zero: metric.key !== "recall", bounds: metric.bounds } });
       } });
     figures.push(plot);
   }
@@ -158,13 +158,16 @@ function traceFigures(parent, report) {
 
   if (ok.some((c) => c.loss)) {
     const parts = [["averaging over blocks", "var(--s1)"], ["sketch", "var(--s2)"], ["walk", "var(--s3)"]].map(([name, colour]) => ({ name, look: { colour } }));
-    figures.push(makeFigure(grid, { title: "Where the mass is lost",
+    let density = ok.filter((c) => c.loss && c.phase === scope.phase && c.input === scope.input).length > 12 ? nearestTo(densities, 0.2) : "";
+    const plot = makeFigure(grid, { title: "Where the mass is lost",
       caption: "Loss of attention mass to the best selection of the same size, split by ranking with exact block means, then the sketch, then the walk. Left of 0: the step wins mass back.",
+      controls: [choice("Density", [["", "all"], ...densities.map((d) => [d, percent(d)])], density, (d) => { density = d; plot.redraw(); })],
       draw: (host, width) => {
-        const rows = cells().filter((c) => c.loss).map((c) => ({ label: armOf(c), parts: c.loss.slice(0, 3), note: fixed(c.loss[3], 4) }));
+        const rows = cells().filter((c) => c.loss && (density === "" || c.density === density)).map((c) => ({ label: armOf(c), parts: c.loss.slice(0, 3), note: fixed(c.loss[3], 4) }));
         if (!rows.length) host.append(make("p", { class: "note" }, "Not measured in this scope."));
         else drawBars(host, width, { label: "Where the mass is lost", rows, parts, format: (v) => `${+v.toPrecision(3)}`, axisLabel: "attention mass" });
-      } }));
+      } });
+    figures.push(plot);
   }
 
   if (ok.some((c) => c.stages)) {
@@ -217,7 +220,7 @@ function modelFigures(parent, report) {
     { key: "ln_ratio", label: "ln of perplexity over dense", better: "0: as dense", zero: true },
     { key: "perplexity", label: "Perplexity", better: "lower is better" },
     { key: "kl", label: "Mean KL from dense, nats", better: "lower is better", zero: true },
-    { key: "top", label: "Same first choice as dense", better: "higher is better" },
+    { key: "top", bounds: [0, 1], label: "Same first choice as dense", better: "higher is better" },
   ];
   for (const task of texts) {
     const cells = ok.filter((c) => c.input === task);
@@ -231,7 +234,7 @@ function modelFigures(parent, report) {
         () => ok.filter((c) => c.input === task), "versus", "dense", 1);
     }
     let task = tasks[0];
-    const scoreMetrics = [{ key: "score", label: "Score", better: "higher is better" }, { key: "versus", label: "Score minus dense", better: "0: as dense" }];
+    const scoreMetrics = [{ key: "score", bounds: [0, 100], label: "Score", better: "higher is better" }, { key: "versus", label: "Score minus dense", better: "0: as dense" }];
     const cells = () => ok.filter((c) => c.input === task);
     const figure = densityFigure(grid, "Score against density", "Means over samples with 95% bootstrap intervals.", scoreMetrics, cells, looks,
       (metric, list) => { const dense = list.find((c) => c.method === "dense"); return metric.key === "score" && dense ? [{ y: meanOf(dense.values.score), label: "dense" }] : [{ y: 0, label: "dense" }]; });
@@ -252,7 +255,7 @@ function modelFigures(parent, report) {
         const places = chosen.groups.map((g) => ({ ...needlePlace(g[0]), score: g[1], samples: g[2] })).filter((p) => p.length);
         const lengths = distinct(places.map((p) => p.length)).sort((a, b) => a - b), depths = distinct(places.map((p) => p.depth)).sort((a, b) => a - b);
         const at = (d, l) => places.find((p) => p.depth === depths[d] && p.length === lengths[l]);
-        drawHeatMap(host, width, { label: "Needles found", rows: depths.map(percent), columns: lengths, rowTitle: "depth", columnTitle: "length in tokens", format: (v) => fixed(100 * v, 0),
+        drawHeatMap(host, width, { label: "Needles found", rows: depths.map(percent), columns: lengths, rowTitle: "depth", columnTitle: "length in tokens", format: (v) => fixed(100 * v, 0), domain: [0, 1],
           values: depths.map((_, d) => lengths.map((_, l) => at(d, l)?.score ?? NaN)),
           tipOf: (d, l) => { const p = at(d, l); return `${label(chosen)}\n${lengths[l]} tokens, depth ${percent(depths[d])}\n` + (p ? `score ${fixed(100 * p.score, 1)} of ${p.samples} samples` : "not run"); } });
       } });

@@ -89,7 +89,7 @@ const symbolPath = (shape, size) =>
   d3.symbol().type([d3.symbolCircle, d3.symbolCross, d3.symbolTriangle, d3.symbolSquare, d3.symbolDiamond, d3.symbolStar][shape]).size(size)();
 
 // Lines with intervals. series: [{name, look, points: [{x, y, low, high, tip}]}].
-// x, y: {label, log, format, ticks (x only: values), zero (y)}; lines: [{y, label}].
+// x, y: {label, log, format, ticks (x only: values), zero and bounds (y only)}; lines: [{y, label}].
 // `hidden`: names that the legend has switched off, kept by the caller.
 function drawLines(host, width, { label, series, x, y, lines = [], diagonal = false, dodge = true, hidden, redraw }) {
   const legend = make("div", { class: "legend" });
@@ -121,6 +121,7 @@ function drawLines(host, width, { label, series, x, y, lines = [], diagonal = fa
   const sx = scale(x, xs, [margin.left + 8, width - margin.right - 8]);
   const sy = scale(y, ys, [height - margin.bottom, margin.top]);
   if (!y.log) sy.nice(5);
+  if (y.bounds) sy.domain([Math.max(y.bounds[0], sy.domain()[0]), Math.min(y.bounds[1], sy.domain()[1])]);
   const below = d3.axisBottom(sx).tickFormat(x.format).tickSizeOuter(0);
   if (x.ticks) below.tickValues(width < 420 && x.ticks.length > 6 ? x.ticks.filter((_, i) => i % Math.ceil(x.ticks.length / 6) === 0) : x.ticks);
   else below.ticks(width < 420 ? 5 : 8);
@@ -139,7 +140,8 @@ function drawLines(host, width, { label, series, x, y, lines = [], diagonal = fa
     const [a, b] = [Math.min(...xs), Math.max(...xs)];
     svg.append("line").attr("class", "reference").attr("x1", sx(a)).attr("y1", sy(a)).attr("x2", sx(b)).attr("y2", sy(b));
   }
-  shown.forEach((s, i) => {
+  // The first series lie on top.
+  [...shown].reverse().forEach((s, i) => {
     const shift = dodge && shown.length > 1 ? (i - (shown.length - 1) / 2) * 4 : 0;
     const path = d3.line().defined((p) => Number.isFinite(p.y)).x((p) => sx(p.x) + shift).y((p) => sy(p.y));
     const group = svg.append("g");
@@ -156,12 +158,13 @@ function drawLines(host, width, { label, series, x, y, lines = [], diagonal = fa
 
 const mixed = (share) => `color-mix(in oklab, var(--high) ${(100 * share).toFixed(1)}%, var(--low))`;
 
-// rows, columns: labels; values[row][column]; tipOf(row, column).
-function drawHeatMap(host, width, { label, rows, columns, rowTitle, columnTitle, values, format, tipOf }) {
+// rows, columns: labels; values[row][column]; tipOf(row, column); domain: [low, high] of the
+// colours, else that of the values.
+function drawHeatMap(host, width, { label, rows, columns, rowTitle, columnTitle, values, format, tipOf, domain }) {
   const finite = values.flat().filter(Number.isFinite);
   if (!finite.length) { host.append(make("p", { class: "note" }, "No values.")); return; }
-  const low = Math.min(...finite), high = Math.max(...finite);
-  const share = (v) => (high > low ? (v - low) / (high - low) : 1);
+  const [low, high] = domain || [Math.min(...finite), Math.max(...finite)];
+  const share = (v) => (high > low ? (v - low) / (high - low) : 0.5);
   const margin = { left: 20 + 7 * Math.max(2, ...rows.map((r) => String(r).length)), right: 4, top: 4, bottom: 38 };
   const across = (width - margin.left - margin.right) / columns.length;
   const down = Math.max(10, Math.min(34, Math.min(across, 420 / rows.length)));

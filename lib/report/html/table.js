@@ -15,32 +15,33 @@ function makeTable(parent, report) {
   if (any((c) => c.status !== "ok")) columns.push({ label: "Status", kind: "long text", of: (c) => (c.reason ? `${c.status}: ${c.reason}` : c.status) });
 
   const body = make("tbody");
-  const rows = cells.map((cell, index) => {
-    const row = make("tr", { class: cell.status === "ok" ? false : cell.status });
-    for (const column of columns) {
-      const td = make("td", { class: column.kind ? (column.kind === "method" ? "method text" : column.kind) : false });
-      const value = column.of(cell);
-      if (column.value) fillValue(td, column.value, cell);
-      else td.textContent = column.show ? column.show(cell) : value ?? "–";
-      row.append(td);
-    }
-    return { row, cell, index, words: columns.map((c) => (c.show ? c.show(cell) : c.of(cell))).join(" ").toLowerCase() };
-  });
-  body.append(...rows.map((r) => r.row));
+  const textOf = (column, cell) => (column.show ? column.show(cell) : column.of(cell) ?? "–");
+  const makeRow = (cell) => make("tr", { class: cell.status === "ok" ? false : cell.status }, ...columns.map((column) => {
+    const td = make("td", { class: column.kind ? (column.kind === "method" ? "method text" : column.kind) : false });
+    if (column.value) fillValue(td, column.value, cell);
+    else td.textContent = textOf(column, cell);
+    return td;
+  }));
+  const rows = cells.map((cell, index) => ({ cell, index, row: null, words: columns.map((c) => textOf(c, cell)).join(" ").toLowerCase() }));
+  let order = rows;
 
   const state = { words: [], method: "", phase: "", density: "", input: "" };
   const count = make("output", { class: "note" });
+  // Long tables begin with some rows, so that the page opens at once.
+  const firstRows = 100;
+  let everything = false;
+  const more = make("button", { type: "button", class: "filters", onclick: () => { everything = true; filter(); } });
   const filter = () => {
-    let shown = 0;
-    for (const { row, cell, words } of rows) {
-      const visible = state.words.every((w) => words.includes(w)) && (!state.method || cell.method === state.method) &&
-        (!state.phase || cell.phase === state.phase) && (!state.input || cell.input === state.input) &&
-        (state.density === "" || cell.density === state.density);
-      row.hidden = !visible;
-      shown += visible ? 1 : 0;
-    }
-    count.textContent = `${shown} of ${rows.length} rows`;
+    const matching = order.filter(({ cell, words }) => state.words.every((w) => words.includes(w)) &&
+      (!state.method || cell.method === state.method) && (!state.phase || cell.phase === state.phase) &&
+      (!state.input || cell.input === state.input) && (state.density === "" || cell.density === state.density));
+    const shown = everything ? matching : matching.slice(0, firstRows);
+    body.replaceChildren(...shown.map((r) => (r.row ??= makeRow(r.cell))));
+    count.textContent = `${matching.length} of ${rows.length} rows`;
+    more.textContent = `Show all ${matching.length} rows`;
+    more.hidden = shown.length === matching.length;
   };
+  window.addEventListener("beforeprint", () => { everything = true; filter(); });
   const bar = make("div", { class: "controls filters" });
   bar.append(make("label", {}, "Filter", make("input", { type: "search", placeholder: "words", "aria-label": "Filter rows by words",
     oninput: (event) => { state.words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean); filter(); } })));
@@ -64,17 +65,17 @@ function makeTable(parent, report) {
     th.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const direction = ascending ? 1 : -1;
     // Cells without a value stay at the end either way.
-    const sorted = [...rows].sort((a, b) => {
+    order = [...rows].sort((a, b) => {
       const x = column.of(a.cell), y = column.of(b.cell);
       const gone = (x === null || x === undefined) - (y === null || y === undefined);
       if (gone || x === null || x === undefined) return gone || a.index - b.index;
       return direction * (typeof x === "string" ? x.localeCompare(y) : x - y) || a.index - b.index;
     });
-    body.append(...sorted.map((r) => r.row));
+    filter();
   }
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
   parent.append(make("h3", {}, "All cells"), bar,
-    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of all cells" }, table));
+    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of all cells" }, table), more);
   filter();
 }
 
