@@ -126,7 +126,7 @@ struct PageColumn {
   const char* path;           ///< of the value in the cell
   const char* interval = "";  ///< of the object with low and high; "" for none
   double scale = 1;
-  int digits = 3;
+  int digits = 3;             ///< behind the point; negative: significant ones
   const char* help = "";
   bool text = false;
 };
@@ -154,11 +154,11 @@ const std::vector<PageColumn>& page_columns(ReportKind kind) {
        "cosine of sparse and dense attention output"},
       {"answer", "Answer", "metrics.answer_recall.mean", "metrics.answer_recall", 1, 3,
        "share of layers at which the last query block keeps all blocks of the answer"},
-      {"select_ms", "Select ms", "latency.selection.median", "", 1e3, 3,
+      {"select_ms", "Select ms", "latency.selection.median", "", 1e3, -4,
        "median of one layer: pool, sketch, walk and select"},
-      {"attend_ms", "Attend ms", "latency.attention.median", "", 1e3, 3,
+      {"attend_ms", "Attend ms", "latency.attention.median", "", 1e3, -4,
        "median of one layer: sparse attention"},
-      {"dense_ms", "Dense ms", "latency.dense_attention.median", "", 1e3, 3,
+      {"dense_ms", "Dense ms", "latency.dense_attention.median", "", 1e3, -4,
        "median of one layer: dense attention of the same run"},
       {"speed", "× dense", "latency.speed_ratio", "", 1, 2,
        "dense attention over selection and attention: above 1, sparse is quicker"}};
@@ -186,8 +186,8 @@ const std::vector<PageColumn>& page_columns(ReportKind kind) {
   static const std::vector<PageColumn> kProfile = {
       {"tokens", "Tokens", "shape.tokens", "", 1, 0, "of the context"},
       {"kept", "Kept", "realised_density", "", 1, 3, "share really kept"},
-      {"time_ms", "Time ms", "time.median", "", 1e3, 3, "median of the timed runs"},
-      {"mad_ms", "MAD ms", "time.mad", "", 1e3, 3, "median absolute deviation"},
+      {"time_ms", "Time ms", "time.median", "", 1e3, -4, "median of the timed runs"},
+      {"mad_ms", "MAD ms", "time.mad", "", 1e3, -3, "median absolute deviation"},
       {"product", "of product", "of_product", "", 100, 1,
        "% of the matrix product speed measured in the same run"},
       {"copy", "of copy", "of_copy", "", 100, 1,

@@ -2,7 +2,8 @@
 // The page's data, and how numbers, methods and densities are written.
 const reports = JSON.parse(document.getElementById("data").textContent);
 
-const fixed = (x, digits) => x.toFixed(digits).replace(/^-(0(\.0*)?)$/, "$1");
+// Digits behind the point; negative: significant ones.
+const fixed = (x, digits) => (digits < 0 ? `${+x.toPrecision(-digits)}` : x.toFixed(digits).replace(/^-(0(\.0*)?)$/, "$1"));
 const percent = (x) => `${+(100 * x).toFixed(2)}%`;
 const signed = (x, digits) => (x > 0 ? "+" : "") + fixed(x, digits);
 const short = (x) =>
