@@ -47,6 +47,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(domain + ".enable")
         self.resize(width, height)
+        self.prefer("light")
         begin = time.monotonic()
         self.call("Page.navigate", url=url)
         self.wait_for("document.documentElement?.dataset.ready !== undefined")
@@ -131,11 +132,14 @@ class Page:
 
     def prefer(self, scheme):
         self.call("Emulation.setEmulatedMedia",
-                  features=[{"name": "prefers-color-scheme", "value": scheme}])
+                  features=[{"name": "prefers-color-scheme", "value": scheme},
+                            {"name": "prefers-reduced-motion", "value": "reduce"}])
 
     def key(self, key, code):
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key,
+                  windowsVirtualKeyCode=code, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
     def hover(self, selector):
         """Moves the pointer over the middle of an element, scrolled into view."""
@@ -143,6 +147,8 @@ class Page:
             "(() => { const e = document.querySelector(" + json.dumps(selector) + ");"
             "e.scrollIntoView({block: 'center', behavior: 'instant'}); const b = e.getBoundingClientRect();"
             "return [b.left + b.width / 2, b.top + b.height / 2]; })()")
+        # The scroll event comes with the next frame.
+        self.run("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screenshot(self, path, full=True):

@@ -209,7 +209,8 @@ function drawBars(host, width, { label, rows, parts, format, ticks = format, axi
   if (low < 0) svg.append("line").attr("x1", sx(0)).attr("x2", sx(0)).attr("y2", rows.length * step).style("stroke", "var(--soft)");
   rows.forEach((row, r) => {
     const top = r * step;
-    const name = svg.append("text").attr("class", "halo").attr("x", sx(0) + 2 > width / 2 ? margin.left : Math.max(margin.left, sx(low))).attr("y", top + 14).text(row.label);
+    const room = Math.floor((width - 12 - 7 * (row.note || "").length) / 6.3);
+    const name = svg.append("text").attr("class", "halo").attr("x", sx(0) + 2 > width / 2 ? margin.left : Math.max(margin.left, sx(low))).attr("y", top + 14).text(row.label.length > room ? `${row.label.slice(0, Math.max(4, room - 1))}…` : row.label);
     if (row.note) name.append("tspan").attr("dx", 8).style("font-weight", 600).text(row.note);
     let right = 0, left = 0;
     row.parts.forEach((value, i) => {
