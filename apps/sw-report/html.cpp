@@ -1,11 +1,10 @@
-#include "report/html_report.hpp"
-
 #include <iostream>
 #include <memory>
 
 #include "commands.hpp"
 #include "core/file.hpp"
 #include "core/text.hpp"
+#include "report/html_report.hpp"
 
 namespace sw {
 namespace {

@@ -573,11 +573,10 @@ std::string comparison_table(const ReportComparison& comparison, bool all) {
       worse += m.verdict == "worse" ? 1 : 0;
       better += m.verdict == "better" ? 1 : 0;
       if (!all && !m.main) continue;
-      table.add({label(*cell.a), m.metric, number_text(m.a), number_text(m.b),
-                 signed_text(m.b - m.a),
-                 m.low && m.high ? "[" + signed_text(*m.low) + ", " + signed_text(*m.high) + "]"
-                                 : "-",
-                 m.p_value ? number_text(*m.p_value) : "-", m.verdict.empty() ? "-" : m.verdict});
+      table.add(
+          {label(*cell.a), m.metric, number_text(m.a), number_text(m.b), signed_text(m.b - m.a),
+           m.low && m.high ? "[" + signed_text(*m.low) + ", " + signed_text(*m.high) + "]" : "-",
+           m.p_value ? number_text(*m.p_value) : "-", m.verdict.empty() ? "-" : m.verdict});
     }
     if (cell.a->status != cell.b->status) {
       table.add({label(*cell.a), "status", cell.a->status, cell.b->status, "-", "-", "-", "-"});

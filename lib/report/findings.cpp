@@ -215,8 +215,7 @@ class TraceFindings {
         if (std::abs(loss) < 5e-5) return noun + " costs nothing";
         return noun + (loss > 0 ? " costs " : " gives back ") + fixed(100 * std::abs(loss), 2);
       };
-      list.push_back("Of the " + fixed(100 * *total, 2) +
-                     " points lost to that best selection, " +
+      list.push_back("Of the " + fixed(100 * *total, 2) + " points lost to that best selection, " +
                      part("attribution.mean.block_mean", "averaging over blocks") + ", " +
                      part("attribution.mean.sketch", "the sketch") + ", " +
                      part("attribution.mean.walk", "the walk") + ".");
@@ -236,8 +235,8 @@ class TraceFindings {
     double worst = 0;
     const TraceRow* at = nullptr;
     for (const TraceRow& row : rows_) {
-      const char* path = row.phase == "decode" ? "realised_density.decode"
-                                               : "realised_density.sparse";
+      const char* path =
+          row.phase == "decode" ? "realised_density.decode" : "realised_density.sparse";
       const auto realised = value(row, path);
       if (!realised || !row.density) continue;
       const double off = std::abs(*realised / *row.density - 1);
@@ -249,10 +248,11 @@ class TraceFindings {
     if (!at || worst < 0.1) return;
     const double realised =
         *value(*at, at->phase == "decode" ? "realised_density.decode" : "realised_density.sparse");
-    list.push_back({Tone::kWarning,
-                    "The density that was really kept differs from the one asked for: by most with " +
-                        code(at->method) + " in " + at->phase + ", " + percent(realised) +
-                        " instead of " + percent(*at->density) + "."});
+    list.push_back(
+        {Tone::kWarning,
+         "The density that was really kept differs from the one asked for: by most with " +
+             code(at->method) + " in " + at->phase + ", " + percent(realised) + " instead of " +
+             percent(*at->density) + "."});
   }
 
   const ReportFile& report_;
@@ -322,8 +322,7 @@ class ModelFindings {
   }
 
   void add_text(const ReportCell& cell, std::vector<Finding>& list) const {
-    const auto ratio =
-        range(*cell.json, "versus_dense.ln_ratio", "versus_dense.ln_ratio_interval");
+    const auto ratio = range(*cell.json, "versus_dense.ln_ratio", "versus_dense.ln_ratio_interval");
     const auto dense = report_.number(*cell.json, "versus_dense.perplexity_dense");
     const auto perplexity = report_.number(*cell.json, "perplexity");
     if (!ratio || !dense || !perplexity) return;
@@ -335,8 +334,9 @@ class ModelFindings {
       text += " (ln ratio " + fixed(ratio->mean, 3) + ", 95% interval " + fixed(*ratio->low, 3) +
               " to " + fixed(*ratio->high, 3) + ")";
     }
-    text += significant ? (ratio->mean > 0 ? ": worse than dense." : ": better than dense, which "
-                                                                     "asks for a check.")
+    text += significant ? (ratio->mean > 0 ? ": worse than dense."
+                                           : ": better than dense, which "
+                                             "asks for a check.")
                         : ": no difference from dense is shown.";
     Tone tone = significant && ratio->mean > 0 ? Tone::kBad : Tone::kNeutral;
     if (const ReportCell* plain = sink_window(cell)) {
@@ -397,8 +397,8 @@ class ModelFindings {
   /// good tone.
   static std::string versus_plain(bool overlaps, bool better, const std::string& other,
                                   Tone& tone) {
-    std::string text = " Keeping only the first and the latest blocks (`sink_window`) gives " +
-                       other + ": ";
+    std::string text =
+        " Keeping only the first and the latest blocks (`sink_window`) gives " + other + ": ";
     if (better && !overlaps) return text + "the method is better.";
     if (tone == Tone::kGood) tone = Tone::kNeutral;
     if (better) return text + "the intervals overlap, so no advantage is shown.";
@@ -425,8 +425,8 @@ class ModelFindings {
                   {verdict_tone(verdict),
                    "Over " + count(tasks.size(), "task") + ", " + code(method) + " at " +
                        percent(*density) + " density scores " + fixed(100 * *sparse, 1) +
-                       " against " + fixed(100 * *dense, 1) + " of dense attention: " +
-                       verdict_text(row, "versus_dense")});
+                       " against " + fixed(100 * *dense, 1) +
+                       " of dense attention: " + verdict_text(row, "versus_dense")});
     }
   }
 
@@ -493,7 +493,9 @@ std::vector<Finding> profile_findings(const ReportFile& report) {
                                       " tokens on, over the lengths measured."
                                 : "not quicker at the longest length measured."));
     }
-    list.push_back({quicker ? Tone::kGood : slower ? Tone::kBad : Tone::kMixed,
+    list.push_back({quicker  ? Tone::kGood
+                    : slower ? Tone::kBad
+                             : Tone::kMixed,
                     "At " + format_double(row.tokens) + " tokens in " +
                         report.text(*row.json, "phase").value_or("") + ", " +
                         code(report.text(*row.json, "method").value_or("")) + " at " +
@@ -507,7 +509,8 @@ std::vector<Finding> profile_findings(const ReportFile& report) {
     const double share = std::max(report.number(*cell.json, "of_product").value_or(0),
                                   report.number(*cell.json, "of_copy").value_or(0));
     const double tokens = report.number(*cell.json, "shape.tokens").value_or(0);
-    if (cell.method != "dense" || report.text(*cell.json, "part") != "total" || share <= 0) continue;
+    if (cell.method != "dense" || report.text(*cell.json, "part") != "total" || share <= 0)
+      continue;
     const std::string code_name = report.text(*cell.json, "implementation").value_or("");
     auto& best = dense[cell.phase + ", " + code_name];
     if (tokens > best.first) best = {tokens, percent(share, 0)};
@@ -517,9 +520,10 @@ std::vector<Finding> profile_findings(const ReportFile& report) {
     for (const auto& [name, best] : dense) {
       parts.push_back(best.second + " (" + name + ", " + format_double(best.first) + " tokens)");
     }
-    list.push_back({Tone::kNeutral, "Of what this machine's matrix products or copies reach in "
-                                    "the same run, dense attention reaches " +
-                                        enumerate(parts) + "."});
+    list.push_back({Tone::kNeutral,
+                    "Of what this machine's matrix products or copies reach in "
+                    "the same run, dense attention reaches " +
+                        enumerate(parts) + "."});
   }
   return list;
 }

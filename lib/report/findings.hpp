@@ -15,7 +15,7 @@ const char* tone_name(Tone tone);
 
 struct Finding {
   Tone tone = Tone::kNeutral;
-  std::string text;                  ///< names of methods stand in back quotes
+  std::string text;                       ///< names of methods stand in back quotes
   std::vector<std::string> details = {};  ///< the numbers behind it, in the same form
 };
 

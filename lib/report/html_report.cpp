@@ -100,9 +100,7 @@ Json rounded(double value) {
   return std::strtod(text, nullptr);
 }
 
-Json rounded(const std::optional<double>& value) {
-  return value ? rounded(*value) : Json(nullptr);
-}
+Json rounded(const std::optional<double>& value) { return value ? rounded(*value) : Json(nullptr); }
 
 /// A share of [0, 1] as two digits of base 64; ".." for values that are not there.
 void append_share(std::string& text, double share) {
@@ -126,7 +124,7 @@ struct PageColumn {
   const char* path;           ///< of the value in the cell
   const char* interval = "";  ///< of the object with low and high; "" for none
   double scale = 1;
-  int digits = 3;             ///< behind the point; negative: significant ones
+  int digits = 3;  ///< behind the point; negative: significant ones
   const char* help = "";
   bool text = false;
 };
@@ -190,8 +188,7 @@ const std::vector<PageColumn>& page_columns(ReportKind kind) {
       {"mad_ms", "MAD ms", "time.mad", "", 1e3, -3, "median absolute deviation"},
       {"product", "of product", "of_product", "", 100, 1,
        "% of the matrix product speed measured in the same run"},
-      {"copy", "of copy", "of_copy", "", 100, 1,
-       "% of the copy speed measured in the same run"}};
+      {"copy", "of copy", "of_copy", "", 100, 1, "% of the copy speed measured in the same run"}};
   static const std::vector<PageColumn> kScore = {
       {"samples", "Samples", "samples", "", 1, 0, ""},
       {"metric", "Metric", "metric", "", 1, 0, "", true},
@@ -267,10 +264,10 @@ class PageData {
       const auto mean = scaled(cell, column.path, column.scale);
       if (!mean) continue;
       const std::string interval = column.interval;
-      const auto low = interval.empty() ? std::nullopt
-                                        : scaled(cell, interval + ".low", column.scale);
-      const auto high = interval.empty() ? std::nullopt
-                                         : scaled(cell, interval + ".high", column.scale);
+      const auto low =
+          interval.empty() ? std::nullopt : scaled(cell, interval + ".low", column.scale);
+      const auto high =
+          interval.empty() ? std::nullopt : scaled(cell, interval + ".high", column.scale);
       values[column.key] = low && high
                                ? Json::array({rounded(*mean), rounded(*low), rounded(*high)})
                                : rounded(*mean);
@@ -472,8 +469,8 @@ std::string inputs_html(const ReportFile& report) {
 
 std::string provenance_html(const ReportFile& report, std::size_t index) {
   const std::string id = std::to_string(index);
-  std::string html = "<section class=\"made\" id=\"made-" + id + "\" aria-label=\"How report " + id +
-                     " was made\">\n<h3>How this was made</h3>\n";
+  std::string html = "<section class=\"made\" id=\"made-" + id + "\" aria-label=\"How report " +
+                     id + " was made\">\n<h3>How this was made</h3>\n";
   const std::string seconds =
       report.number(report.json(), "seconds")
           ? " in " + fixed(*report.number(report.json(), "seconds"), 1) + " s"
@@ -548,19 +545,23 @@ std::string html_text(const std::vector<ReportFile>& reports) {
   html += "<link rel=\"icon\" href=\"data:,\">\n<title>Sketch&amp;Walk evaluation</title>\n";
   html += "<style>\n" + std::string(kPageStyle) + "</style>\n</head>\n<body>\n";
   html += "<a class=\"skip\" href=\"#summary\">Skip to the summary</a>\n<header>\n";
-  html += "<h1>Sketch&amp;Walk evaluation</h1>\n<nav aria-label=\"Contents\"><a "
-          "href=\"#summary\">Summary</a>\n" +
-          contents +
-          "</nav>\n<label class=\"theme\">Theme <select id=\"theme\"><option "
-          "value=\"\">Automatic</option><option value=\"light\">Light</option><option "
-          "value=\"dark\">Dark</option></select></label>\n</header>\n<main>\n";
-  html += "<section id=\"summary\" aria-labelledby=\"summary-title\">\n<h2 "
-          "id=\"summary-title\">Summary</h2>\n" +
-          summary + "</section>\n";
-  html += "<noscript><p class=\"note\">Figures and tables need JavaScript, which is off. <code>"
-          "sw-report csv</code> gives the numbers as a table.</p></noscript>\n";
-  html += sections + "</main>\n<footer><p>Made by sw-report. Figures: D3.</p><details>"
-                     "<summary>Licence of D3</summary><p>" +
+  html +=
+      "<h1>Sketch&amp;Walk evaluation</h1>\n<nav aria-label=\"Contents\"><a "
+      "href=\"#summary\">Summary</a>\n" +
+      contents +
+      "</nav>\n<label class=\"theme\">Theme <select id=\"theme\"><option "
+      "value=\"\">Automatic</option><option value=\"light\">Light</option><option "
+      "value=\"dark\">Dark</option></select></label>\n</header>\n<main>\n";
+  html +=
+      "<section id=\"summary\" aria-labelledby=\"summary-title\">\n<h2 "
+      "id=\"summary-title\">Summary</h2>\n" +
+      summary + "</section>\n";
+  html +=
+      "<noscript><p class=\"note\">Figures and tables need JavaScript, which is off. <code>"
+      "sw-report csv</code> gives the numbers as a table.</p></noscript>\n";
+  html += sections +
+          "</main>\n<footer><p>Made by sw-report. Figures: D3.</p><details>"
+          "<summary>Licence of D3</summary><p>" +
           escaped(kPlotLicence) + "</p></details></footer>\n";
   html += "<div id=\"tip\" role=\"status\" aria-live=\"polite\" hidden></div>\n";
   html += "<script type=\"application/json\" id=\"data\">" + script_json(data) + "</script>\n";

@@ -21,9 +21,9 @@ struct ReportArray {
 /// (row set, query block, key block) triples that is kept.
 struct SelectionMap {
   std::int64_t layer = 0;
-  std::int64_t blocks = 0;  ///< query blocks of the layer
-  std::int64_t bins = 0;    ///< min(blocks, most bins)
-  std::vector<double> kept; ///< [bins, bins]: query, key
+  std::int64_t blocks = 0;   ///< query blocks of the layer
+  std::int64_t bins = 0;     ///< min(blocks, most bins)
+  std::vector<double> kept;  ///< [bins, bins]: query, key
 };
 
 class ReportArrays {

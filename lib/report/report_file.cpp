@@ -266,10 +266,10 @@ std::string shell_line(const std::vector<std::string>& command) {
   std::string line;
   for (const std::string& argument : command) {
     if (!line.empty()) line += ' ';
-    const bool plain =
-        !argument.empty() && argument.find_first_not_of("abcdefghijklmnopqrstuvwxyz"
-                                                        "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                                                        "_-+./:,=@%") == std::string::npos;
+    const bool plain = !argument.empty() && argument.find_first_not_of(
+                                                "abcdefghijklmnopqrstuvwxyz"
+                                                "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                                "_-+./:,=@%") == std::string::npos;
     if (plain) {
       line += argument;
       continue;
@@ -282,8 +282,8 @@ std::string shell_line(const std::vector<std::string>& command) {
 }
 
 std::string csv_text(const ReportFile& report) {
-  static const std::vector<std::string> kNames = {"id",      "method", "density", "input", "phase",
-                                                  "variant", "status", "reason"};
+  static const std::vector<std::string> kNames = {"id",    "method",  "density", "input",
+                                                  "phase", "variant", "status",  "reason"};
   std::vector<std::map<std::string, std::string>> rows;
   std::set<std::string> columns;  // of the scalars
   for (const ReportCell& cell : report.cells()) {
@@ -307,7 +307,8 @@ std::string csv_text(const ReportFile& report) {
     append(cell.id, true);
     append(cell.method, false);
     append(cell.density ? format_double(*cell.density) : "", false);
-    for (const auto* value : {&cell.input, &cell.phase, &cell.variant, &cell.status, &cell.reason}) {
+    for (const auto* value :
+         {&cell.input, &cell.phase, &cell.variant, &cell.status, &cell.reason}) {
       append(*value, false);
     }
     for (const std::string& column : columns) {

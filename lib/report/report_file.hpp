@@ -19,9 +19,9 @@ const char* report_kind_name(ReportKind kind);
 
 /// One measurement of a report. The fields name it; its values are in the JSON object.
 struct ReportCell {
-  std::string id;      ///< "0003", the group of the HDF5 file too
-  std::string method;  ///< canonical SPEC; "" in score reports
-  std::string name;    ///< of the method, without its options
+  std::string id;                 ///< "0003", the group of the HDF5 file too
+  std::string method;             ///< canonical SPEC; "" in score reports
+  std::string name;               ///< of the method, without its options
   std::optional<double> density;  ///< as requested
   std::string input;              ///< name of the trace's file, task, or shape
   std::string phase;              ///< "prefill", "decode", "both" or ""

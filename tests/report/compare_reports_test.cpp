@@ -65,8 +65,7 @@ TEST_F(CompareReports, MethodDensityAndPhaseTellCellsApart) {
   Json a = trace_report({{"x.h5", "11"}});
   Json b = a;
   a["cells"] = {trace_cell("dense", std::nullopt, 1), trace_cell("oracle", 0.1, 0.1),
-                trace_cell("oracle", 0.2, 0.2),
-                trace_cell("oracle", 0.1, 0.3, "", 0, 0, "decode")};
+                trace_cell("oracle", 0.2, 0.2), trace_cell("oracle", 0.1, 0.3, "", 0, 0, "decode")};
   b["cells"] = {trace_cell("oracle", 0.1, 0.3, "", 0, 0, "decode"), trace_cell("oracle", 0.3, 0.4),
                 trace_cell("random", 0.2, 0.2), trace_cell("dense", std::nullopt, 1)};
   const ReportFile left = read("a.json", a);
@@ -129,8 +128,8 @@ TEST_F(CompareReports, GatesSpeakOfTheChange) {
   EXPECT_EQ(lines("mass_recall<-0.05@sketchwalk@0.1"), 1u);
   EXPECT_EQ(lines("ratio:mass_recall<0.9"), 1u);
   EXPECT_EQ(lines("ratio:mass_recall<0.7"), 0u);
-  EXPECT_EQ(lines("worse>0"), 0u);         // nothing is paired
-  EXPECT_EQ(lines("cosine<0"), 1u);        // no such value anywhere
+  EXPECT_EQ(lines("worse>0"), 0u);   // nothing is paired
+  EXPECT_EQ(lines("cosine<0"), 1u);  // no such value anywhere
   EXPECT_EQ(lines("mass_recall<0@none"), 1u);
   EXPECT_THROW(lines("score<0"), Error);
 }
@@ -162,8 +161,8 @@ TEST_F(CompareReports, DifferencesOfTheEnvironmentAndTheInputsAreListed) {
   const ReportComparison comparison = compare_reports(left, right);
   std::vector<std::string> names;
   for (const Difference& d : comparison.differences) names.push_back(d.what);
-  EXPECT_EQ(names, (std::vector<std::string>{"environment.cpu", "environment.threads",
-                                             "input x.h5"}));
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"environment.cpu", "environment.threads", "input x.h5"}));
   EXPECT_EQ(comparison.cells.at(0).unpaired, "the traces differ");
 }
 

@@ -1,0 +1,276 @@
+// The program sw-report from outside: exit codes, messages, files, and its pages in a browser.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "report/html_report.hpp"
+#include "report_samples.hpp"
+#include "support/command.hpp"
+#include "support/tiny_trace.hpp"
+
+namespace sw {
+namespace {
+
+using nlohmann::json;
+using testing::CommandResult;
+
+void expect_contains(const CommandResult& result, const std::string& text) {
+  EXPECT_NE(result.output.find(text), std::string::npos) << result.output;
+}
+
+class SwReport : public ::testing::Test {
+ protected:
+  CommandResult run(const std::string& arguments) const {
+    return testing::run_command("cd '" + folder_.path() + "' && '" SW_BIN_DIR "/sw-report' " +
+                                arguments);
+  }
+  /// A report of a tiny trace with prefill and decode and saved selections, NAME.json and NAME.h5.
+  void evaluate(const std::string& name, const std::string& arguments = "") {
+    if (!std::filesystem::exists(folder_.file("tiny.h5"))) {
+      testing::TinyTrace().write(folder_.file("tiny.h5"));
+    }
+    const CommandResult result = testing::run_command(
+        "cd '" + folder_.path() + "' && '" SW_BIN_DIR
+        "/sw-eval' trace tiny.h5 --quiet --block 16 --save-selection --threads 1 -o " + name + " " +
+        arguments);
+    ASSERT_EQ(result.code, 0) << result.output;
+  }
+  json read(const std::string& name) const {
+    std::ifstream file(folder_.file(name));
+    return json::parse(file);
+  }
+  std::string text(const std::string& name) const {
+    std::ifstream file(folder_.file(name));
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  void write(const std::string& name, const json& value) const {
+    std::ofstream(folder_.file(name)) << value;
+  }
+
+  testing::TemporaryFolder folder_;
+};
+
+TEST_F(SwReport, CompareOfARunWithItselfFindsNothing) {
+  evaluate("a");
+  evaluate("b");
+  const CommandResult result = run("compare a.json b.json --all --fail-if 'worse>0'");
+  EXPECT_EQ(result.code, 0) << result.output;
+  expect_contains(result, "42 cells match");
+  expect_contains(result, "better in 0 and worse in 0");
+  expect_contains(result, "Environment, protocol and inputs are the same");
+  const CommandResult values = run("compare a.json b.json --json");
+  for (const json& cell : json::parse(values.output).at("cells")) {
+    const json& recall = cell.at("metrics").at("mass_recall");
+    EXPECT_EQ(recall.at("difference"), 0.0);
+    EXPECT_EQ(recall.at("verdict"), "tied");
+  }
+}
+
+TEST_F(SwReport, CompareFindsAMethodThatWasChanged) {
+  evaluate("a", "--method oracle --density 0.2 --phase prefill");
+  evaluate("b", "--method random --density 0.2 --phase prefill");
+  // The same cell with the arrays of a worse method.
+  json a = read("a.json");
+  json b = read("b.json");
+  for (json& cell : b["cells"]) {
+    for (const json& other : a["cells"]) {
+      if (cell["method"] == other["method"] || cell["density"] != other["density"]) continue;
+      cell["method"] = other["method"];
+    }
+  }
+  write("b.json", b);
+  const CommandResult result =
+      run("compare a.json b.json --fail-if 'worse>0@oracle' 'mass_recall<-0.9'");
+  EXPECT_EQ(result.code, 4) << result.output;
+  expect_contains(result, "gate not met: --fail-if 'worse>0@oracle'");
+  EXPECT_EQ(result.output.find("gate not met: --fail-if 'mass_recall<-0.9'"), std::string::npos);
+  const json values = json::parse(run("compare a.json b.json --json").output);
+  for (const json& cell : values.at("cells")) {
+    if (cell.at("density").is_null()) continue;
+    EXPECT_EQ(cell.at("metrics").at("mass_recall").at("verdict"), "worse") << cell;
+  }
+  const json reverse = json::parse(run("compare b.json a.json --json").output);
+  for (const json& cell : reverse.at("cells")) {
+    if (cell.at("density").is_null()) continue;
+    EXPECT_EQ(cell.at("metrics").at("mass_recall").at("verdict"), "better") << cell;
+  }
+  std::filesystem::remove(folder_.file("b.h5"));
+  expect_contains(run("compare a.json b.json"), "the HDF5 file of one report is missing");
+}
+
+TEST_F(SwReport, UsageErrors) {
+  write("r.json", testing::trace_report({{"a.h5", "aa"}}));
+  for (const char* arguments : {"", "compare r.json", "html r.json", "csv r.json", "nonsense",
+                                "compare r.json r.json --fail-if nonsense",
+                                "compare r.json r.json --fail-if 'score<1'"}) {
+    const CommandResult result = run(arguments);
+    EXPECT_EQ(result.code, 2) << arguments << "\n" << result.output;
+  }
+}
+
+TEST_F(SwReport, DamagedReportsGiveOneClearError) {
+  std::ofstream(folder_.file("text.json")) << "not a report";
+  json newer = testing::trace_report({{"a.h5", "aa"}});
+  newer["schema_version"] = 7;
+  write("newer.json", newer);
+  json good = testing::trace_report({{"a.h5", "aa"}});
+  good["cells"] = {testing::trace_cell("oracle", 0.1, 0.5)};
+  good["cells"][0]["latency"] = 4;
+  write("wrong.json", good);
+  for (const char* name : {"none.json", "text.json", "newer.json", "wrong.json"}) {
+    for (const std::string& arguments :
+         {std::string("html ") + name + " -o out", std::string("compare ") + name + " " + name}) {
+      const CommandResult result = run(arguments);
+      EXPECT_EQ(result.code, 1) << arguments << "\n" << result.output;
+      EXPECT_TRUE(result.output.starts_with("error: ")) << result.output;
+      expect_contains(result, name);
+    }
+    EXPECT_FALSE(std::filesystem::exists(folder_.file("out")));
+  }
+  expect_contains(run("csv newer.json -o out"), "schema_version 7");
+}
+
+TEST_F(SwReport, ArraysOfAnotherRunAreLeftOut) {
+  evaluate("a", "--method oracle --density 0.2");
+  json changed = read("a.json");
+  changed["created"] = "2001-01-01T00:00:00Z";
+  write("a.json", changed);
+  const CommandResult compared = run("compare a.json a.json");
+  EXPECT_EQ(compared.code, 1);
+  expect_contains(compared, "is of another run");
+  if (!html_unavailable().empty()) GTEST_SKIP() << "no D3 in this build";
+  EXPECT_EQ(run("html a.json -o page.html").code, 0);
+  EXPECT_NE(text("page.html").find("is of another run"), std::string::npos);
+  std::ofstream(folder_.file("a.h5")) << "no HDF5 file";
+  EXPECT_EQ(run("html a.json -o page.html --force").code, 0);
+}
+
+TEST_F(SwReport, CsvAndFilesThatExist) {
+  evaluate("a");
+  EXPECT_EQ(run("csv a.json -o a.csv").code, 0);
+  const std::string csv = text("a.csv");
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 43);
+  EXPECT_NE(csv.find("latency.stages.attention.median"), std::string::npos);
+  EXPECT_EQ(run("csv a.json -o a.csv").code, 1);
+  EXPECT_EQ(run("csv a.json -o a.csv --force").code, 0);
+}
+
+class SwReportPage : public SwReport {
+ protected:
+  void SetUp() override {
+    if (!html_unavailable().empty()) GTEST_SKIP() << "no D3 in this build";
+  }
+  /// Runs checks of page_check.py; skips without Chromium.
+  void check(const std::string& page, const std::string& checks) {
+    const CommandResult result =
+        testing::run_command(testing::python() + " '" SW_TEST_DIR "/report/page_check.py' '" +
+                             folder_.file(page) + "' " + checks);
+    if (result.code == 2) GTEST_SKIP() << "no Chromium on this machine";
+    EXPECT_EQ(result.code, 0) << result.output;
+    std::cout << result.output;
+  }
+};
+
+TEST_F(SwReportPage, WorksInABrowser) {
+  evaluate("a");
+  EXPECT_EQ(run("html a.json -o page.html").code, 0);
+  check("page.html", "structure sort filter hover maps theme narrow print quick");
+}
+
+TEST_F(SwReportPage, AllKindsOfReportsOnOnePage) {
+  evaluate("a");
+  json profile = testing::report_head({{"kind", "profile"}});
+  const json shape = {{"tokens", 4096}, {"num_heads", 8},  {"num_kv_heads", 2}, {"head_dim", 64},
+                      {"block", 64},    {"batch", 1},      {"dtype", "bf16"}};
+  profile["measurements"] = {{{"phase", "prefill"}, {"part", "total"}, {"implementation", "cpu"},
+                              {"shape", shape}, {"method", "dense"}, {"density", nullptr},
+                              {"status", "ok"}, {"time", {{"median", 0.5}, {"mad", 0.01}}},
+                              {"of_product", 0.5}, {"of_copy", 0.01}, {"seconds", {0.5}}}};
+  profile["crossovers"] = json::array();
+  write("profile.json", profile);
+  json score = testing::report_head(json::object());
+  score["benchmark"] = "longbench";
+  score["tasks"] = {{{"task", "trec"}, {"status", "ok"}, {"samples", 2}, {"score", 50.0},
+                     {"metric", "classification"}, {"scores", {0.0, 1.0}}}};
+  score["average"] = testing::interval(50, 0, 100);
+  write("score.json", score);
+  write("model.json", testing::model_report({1, 0, 1}));
+  EXPECT_EQ(run("html a.json model.json profile.json score.json '" SW_RESULTS
+                "/smollm2-model-8k.json' -o page.html")
+                .code,
+            0);
+  check("page.html", "structure theme narrow print");
+}
+
+TEST_F(SwReportPage, TextsOfReportsNeverRun) {
+  const std::string hostile = "<img src=x onerror=window.broken=1></script><script>window.broken=1;"
+                              "</script><!--<script>'\"`&${window.broken=1}\u2028";
+  json report = testing::trace_report({{hostile, hostile}});
+  report["inputs"][0]["model"] = hostile;
+  report["command"] = {"sw-eval", hostile};
+  report["environment"][hostile] = hostile;
+  report["created"] = hostile;
+  json cell = testing::trace_cell(hostile, 0.2, 0.5, hostile, 0.1);
+  json failed = testing::trace_cell(hostile, 0.3, 0.5);
+  failed["status"] = "failed";
+  failed["reason"] = hostile;
+  failed["phase"] = hostile;
+  report["cells"] = {testing::trace_cell("sink_window", 0.2, 0.5), cell, failed};
+  write("r.json", report);
+  json model = testing::model_report({1, 0});
+  model["cells"][0]["input"] = hostile;
+  model["cells"][0]["groups"] = {{{"group", hostile}, {"samples", 1}, {"score", 1}}};
+  write("m.json", model);
+  EXPECT_EQ(run("html r.json m.json -o page.html").code, 0);
+  const std::string page = text("page.html");
+  EXPECT_EQ(page.find("<img"), std::string::npos);
+  EXPECT_EQ(page.find("<!--"), std::string::npos);
+  const auto count = [&](const std::string& part) {
+    std::size_t number = 0;
+    for (std::size_t at = page.find(part); at != std::string::npos; at = page.find(part, at + 1)) {
+      ++number;
+    }
+    return number;
+  };
+  EXPECT_EQ(count("<script"), 3u);
+  EXPECT_EQ(count("</script"), 3u);
+  check("page.html", "structure safe");
+}
+
+TEST_F(SwReportPage, AThousandCellsStaySmallAndQuick) {
+  evaluate("a");
+  json report = read("a.json");
+  const json cells = report["cells"];
+  report["cells"] = json::array();
+  for (int i = 0; report["cells"].size() < 1000; ++i) {
+    for (const json& cell : cells) {
+      if (cell["density"].is_null() || report["cells"].size() == 1000) continue;
+      report["cells"].push_back(cell);
+      report["cells"].back()["density"] = cell["density"].get<double>() + 0.01 * i;
+    }
+  }
+  write("big.json", report);
+  std::filesystem::copy(folder_.file("a.h5"), folder_.file("big.h5"));
+  EXPECT_EQ(run("html big.json -o page.html").code, 0);
+  EXPECT_LT(std::filesystem::file_size(folder_.file("page.html")), 5'000'000u);
+  check("page.html", "structure sort quick");
+}
+
+TEST_F(SwReportPage, NeedsNoNetwork) {
+  evaluate("a", "--method oracle --density 0.2");
+  EXPECT_EQ(run("html a.json -o page.html").code, 0);
+  const std::string page = text("page.html");
+  for (const char* part : {"src=\"", "@import", "<link rel=\"stylesheet"}) {
+    EXPECT_EQ(page.find(part), std::string::npos) << part;
+  }
+  EXPECT_NE(page.find("default-src 'none'"), std::string::npos);
+  EXPECT_EQ(run("html a.json -o page.html").code, 1);  // exists
+}
+
+}  // namespace
+}  // namespace sw
