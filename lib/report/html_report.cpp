@@ -92,9 +92,9 @@ std::string script_hash(std::string_view script) {
   return out;
 }
 
-/// Shortest number with about five digits, to keep pages small.
+/// Shortest number with about five digits, to keep pages small; null for what no axis can show.
 Json rounded(double value) {
-  if (!std::isfinite(value)) return nullptr;
+  if (!(std::abs(value) < 1e30)) return nullptr;
   char text[32];
   std::snprintf(text, sizeof text, "%.5g", value);
   return std::strtod(text, nullptr);
@@ -262,7 +262,7 @@ class PageData {
         continue;
       }
       const auto mean = scaled(cell, column.path, column.scale);
-      if (!mean) continue;
+      if (!mean || rounded(*mean).is_null()) continue;
       const std::string interval = column.interval;
       const auto low =
           interval.empty() ? std::nullopt : scaled(cell, interval + ".low", column.scale);
@@ -513,7 +513,8 @@ std::string html_text(const std::vector<ReportFile>& reports) {
     const std::string title = title_of(report);
     data.push_back(PageData(report, heat_bytes, selection_bytes).json());
     summary += "<article><h3><a href=\"#report-" + id + "\">" + escaped(title) + "</a></h3>\n<ul>";
-    for (const Finding& finding : findings(report)) {
+    const std::vector<Finding> list = findings(report);
+    for (const Finding& finding : list) {
       summary += std::string("<li class=\"finding ") + tone_name(finding.tone) + "\"><span>" +
                  sentence_html(finding.text) + "</span>";
       if (!finding.details.empty()) {
@@ -524,6 +525,9 @@ std::string html_text(const std::vector<ReportFile>& reports) {
         summary += "</ul>";
       }
       summary += "</li>\n";
+    }
+    if (list.empty()) {
+      summary += "<li class=\"finding neutral\"><span>No method is compared here.</span></li>";
     }
     summary += "</ul></article>\n";
     contents += "<a href=\"#report-" + id + "\">" + escaped(title) + "</a>\n";

@@ -105,11 +105,26 @@ function traceFigures(parent, report) {
   const densities = densitiesOf(ok);
   const arms = () => cells().filter((c) => c.method !== "dense");
 
-  figures.push(verdictMatrix(grid, "Is it better than keeping the first and the latest blocks?",
+  function stagesOfLayers() {
+    if (!ok.some((c) => c.stages)) return;
+    let density = nearestTo(densities, 0.2);
+    const plot = makeFigure(grid, { title: "Time of one layer by stage",
+      caption: "Medians of single passes inside the evaluation: not a benchmark. Methods that rank by the dense masses have no selection time of their own, so only their attention is shown.",
+      controls: densities.length ? [choice("Density", densities.map((d) => [d, percent(d)]), density, (d) => { density = d; plot.redraw(); })] : [],
+      draw: (host, width) => {
+        const rows = cells().filter((c) => c.stages && (c.density === null || c.density === density))
+          .map((c) => ({ label: c.method, parts: c.stages.map((v, i) => (!hasNumber(c, "select_ms") && i < 4 ? NaN : v ?? NaN)), note: hasNumber(c, "speed") && c.method !== "dense" ? `${fixed(meanOf(c.values.speed), 2)}× as quick as dense` : "" }));
+        drawBars(host, width, { label: "Time of one layer by stage", rows, parts: stageParts, format: milliseconds, ticks: ticksOfTime, axisLabel: "median time of one layer" });
+      } });
+    figures.push(plot);
+  }
+
+  if (ok.some((c) => c.values.verdict)) figures.push(verdictMatrix(grid, "Is it better than keeping the first and the latest blocks?",
     "Mass recall minus that of sink_window at the same density, paired by query block or step. Tied: the 95% interval contains 0.", cells, "plain", "sink_window", 4));
   figures.push(densityFigure(grid, "Quality against density",
     "Means over sparse layers, heads and query blocks with 95% bootstrap intervals; points are set apart a little so that intervals can be told apart.", traceMetrics, cells, looks));
 
+  if (!densities.length) { stagesOfLayers(); return; }
   const hiddenDensity = new Set();
   const realised = () => (cells().some((c) => c.density !== null && hasNumber(c, "read")) ? "read" : "kept");
   const densityPlot = makeFigure(grid, { title: "Realised against requested density",
@@ -170,18 +185,7 @@ function traceFigures(parent, report) {
     figures.push(plot);
   }
 
-  if (ok.some((c) => c.stages)) {
-    let density = nearestTo(densities, 0.2);
-    const plot = makeFigure(grid, { title: "Time of one layer by stage",
-      caption: "Medians of single passes inside the evaluation: not a benchmark. Methods that rank by the dense masses have no selection time of their own, so only their attention is shown.",
-      controls: densities.length ? [choice("Density", densities.map((d) => [d, percent(d)]), density, (d) => { density = d; plot.redraw(); })] : [],
-      draw: (host, width) => {
-        const rows = cells().filter((c) => c.stages && (c.density === null || c.density === density))
-          .map((c) => ({ label: c.method, parts: c.stages.map((v, i) => (!hasNumber(c, "select_ms") && i < 4 ? NaN : v ?? NaN)), note: hasNumber(c, "speed") && c.method !== "dense" ? `${fixed(meanOf(c.values.speed), 2)}× as quick as dense` : "" }));
-        drawBars(host, width, { label: "Time of one layer by stage", rows, parts: stageParts, format: milliseconds, ticks: ticksOfTime, axisLabel: "median time of one layer" });
-      } });
-    figures.push(plot);
-  }
+  stagesOfLayers();
 
   if (ok.some((c) => c.selections && c.selections.length)) {
     let arm = null;
