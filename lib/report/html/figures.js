@@ -44,7 +44,7 @@ function densityFigure(parent, title, caption, metrics, cellsOf, looks, linesOf 
     draw: (host, width) => drawLines(host, width, {
       label: `${title}: ${metric.label}`, hidden, redraw: () => figure.redraw(),
       series: overDensity(cellsOf(), looks, metric.key, metric.label),
-      x: densityAxis(cellsOf()), y: { label: metric.better ? `${metric.label} (${metric.better})` : metric.label, zero: metric.zero, bounds: metric.bounds },
+      x: densityAxis(cellsOf()), y: { label: metric.label, note: metric.better, zero: metric.zero, bounds: metric.bounds },
       lines: metric.key === "plain" ? [{ y: 0, label: "sink_window" }] : linesOf(metric, cellsOf()),
     }),
   });
@@ -221,7 +221,7 @@ function modelFigures(parent, report) {
   const texts = distinct(ok.filter((c) => hasNumber(c, "perplexity")).map((c) => c.input));
   const tasks = distinct(ok.filter((c) => hasNumber(c, "score")).map((c) => c.input));
   const textMetrics = [
-    { key: "ln_ratio", label: "ln of perplexity over dense", better: "0: as dense", zero: true },
+    { key: "ln_ratio", label: "ln of perplexity ratio", better: "0: as dense", zero: true },
     { key: "perplexity", label: "Perplexity", better: "lower is better" },
     { key: "kl", label: "Mean KL from dense, nats", better: "lower is better", zero: true },
     { key: "top", bounds: [0, 1], label: "Same first choice as dense", better: "higher is better" },

@@ -89,7 +89,7 @@ const symbolPath = (shape, size) =>
   d3.symbol().type([d3.symbolCircle, d3.symbolCross, d3.symbolTriangle, d3.symbolSquare, d3.symbolDiamond, d3.symbolStar][shape]).size(size)();
 
 // Lines with intervals. series: [{name, look, points: [{x, y, low, high, tip}]}].
-// x, y: {label, log, format, ticks (x only: values), zero and bounds (y only)}; lines: [{y, label}].
+// x, y: {label, note (y only: where there is room), log, format, ticks (x only: values), zero and bounds (y only)}; lines: [{y, label}].
 // `hidden`: names that the legend has switched off, kept by the caller.
 function drawLines(host, width, { label, series, x, y, lines = [], diagonal = false, dodge = true, hidden, redraw }) {
   const legend = make("div", { class: "legend" });
@@ -131,7 +131,8 @@ function drawLines(host, width, { label, series, x, y, lines = [], diagonal = fa
   svg.append("g").attr("transform", `translate(0,${height - margin.bottom})`).call(below);
   svg.append("g").attr("transform", `translate(${margin.left},0)`).call(left).select(".domain").remove();
   svg.append("text").attr("class", "title").attr("x", (margin.left + width) / 2).attr("y", height - 6).attr("text-anchor", "middle").text(x.label);
-  svg.append("text").attr("class", "title").attr("transform", `translate(13,${(height - margin.bottom) / 2}) rotate(-90)`).attr("text-anchor", "middle").text(y.label);
+  svg.append("text").attr("class", "title").attr("transform", `translate(13,${(height - margin.bottom) / 2}) rotate(-90)`).attr("text-anchor", "middle")
+    .text(y.note && 6.4 * (y.label.length + y.note.length) < height - margin.bottom ? `${y.label} (${y.note})` : y.label);
   for (const line of lines) {
     svg.append("line").attr("class", "reference").attr("x1", margin.left).attr("x2", width - margin.right).attr("y1", sy(line.y)).attr("y2", sy(line.y));
     svg.append("text").attr("x", width - margin.right).attr("y", sy(line.y) - 4).attr("text-anchor", "end").text(line.label);
