@@ -583,7 +583,8 @@ std::string comparison_table(const ReportComparison& comparison, bool all) {
     }
   }
   std::string text = table.text();
-  text += "\n" + std::to_string(comparison.cells.size()) + " cells match";
+  const std::size_t number = comparison.cells.size();
+  text += "\n" + std::to_string(number) + (number == 1 ? " cell matches" : " cells match");
   if (verdicts > 0) {
     text += "; of " + std::to_string(verdicts) + " paired values B is better in " +
             std::to_string(better) + " and worse in " + std::to_string(worse);

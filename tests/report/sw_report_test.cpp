@@ -8,7 +8,9 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "core/error.hpp"
 #include "report/html_report.hpp"
+#include "report/report_arrays.hpp"
 #include "report_samples.hpp"
 #include "support/command.hpp"
 #include "support/tiny_trace.hpp"
@@ -35,9 +37,10 @@ class SwReport : public ::testing::Test {
       testing::TinyTrace().write(folder_.file("tiny.h5"));
     }
     const CommandResult result = testing::run_command(
-        "cd '" + folder_.path() + "' && '" SW_BIN_DIR
-        "/sw-eval' trace tiny.h5 --quiet --block 16 --save-selection --threads 1 -o " + name + " " +
-        arguments);
+        "cd '" + folder_.path() +
+        "' && '" SW_BIN_DIR
+        "/sw-eval' trace tiny.h5 --quiet --block 16 --save-selection --threads 1 -o " +
+        name + " " + arguments);
     ASSERT_EQ(result.code, 0) << result.output;
   }
   json read(const std::string& name) const {
@@ -71,43 +74,138 @@ TEST_F(SwReport, CompareOfARunWithItselfFindsNothing) {
   }
 }
 
-TEST_F(SwReport, CompareFindsAMethodThatWasChanged) {
-  evaluate("a", "--method oracle --density 0.2 --phase prefill");
-  evaluate("b", "--method random --density 0.2 --phase prefill");
-  // The same cell with the arrays of a worse method.
-  json a = read("a.json");
-  json b = read("b.json");
-  for (json& cell : b["cells"]) {
-    for (const json& other : a["cells"]) {
-      if (cell["method"] == other["method"] || cell["density"] != other["density"]) continue;
-      cell["method"] = other["method"];
-    }
+/// The only cell of a report for which `wanted` holds, under the name of a method without density.
+template <class F>
+json single_cell(json report, F&& wanted) {
+  json cells = json::array();
+  for (json& cell : report["cells"]) {
+    if (wanted(cell)) cells.push_back(cell);
   }
-  write("b.json", b);
-  const CommandResult result =
-      run("compare a.json b.json --fail-if 'worse>0@oracle' 'mass_recall<-0.9'");
-  EXPECT_EQ(result.code, 4) << result.output;
-  expect_contains(result, "gate not met: --fail-if 'worse>0@oracle'");
-  EXPECT_EQ(result.output.find("gate not met: --fail-if 'mass_recall<-0.9'"), std::string::npos);
-  const json values = json::parse(run("compare a.json b.json --json").output);
-  for (const json& cell : values.at("cells")) {
-    if (cell.at("density").is_null()) continue;
-    EXPECT_EQ(cell.at("metrics").at("mass_recall").at("verdict"), "worse") << cell;
+  EXPECT_EQ(cells.size(), 1u);
+  cells[0]["method"] = "changed";
+  cells[0]["density"] = nullptr;
+  report["cells"] = cells;
+  return report;
+}
+
+void expect_interval(const json& change, const json& interval) {
+  EXPECT_DOUBLE_EQ(change.at("low").get<double>(), interval.at("low").get<double>());
+  EXPECT_DOUBLE_EQ(change.at("high").get<double>(), interval.at("high").get<double>());
+}
+
+TEST_F(SwReport, PairsOfTracesAreThoseOfTheEvaluation) {
+  evaluate("all", "--density 0.2 --phase prefill");
+  // sink_window against oracle, whose paired difference the report itself holds.
+  const json report = read("all.json");
+  const auto cell_of = [&](const std::string& name) {
+    return single_cell(report, [&](const json& cell) { return cell["name"] == name; });
+  };
+  write("a.json", cell_of("sink_window"));
+  write("b.json", cell_of("oracle"));
+  for (const char* name : {"a.h5", "b.h5"}) {
+    std::filesystem::copy(folder_.file("all.h5"), folder_.file(name));
   }
-  const json reverse = json::parse(run("compare b.json a.json --json").output);
-  for (const json& cell : reverse.at("cells")) {
-    if (cell.at("density").is_null()) continue;
-    EXPECT_EQ(cell.at("metrics").at("mass_recall").at("verdict"), "better") << cell;
-  }
+  const json change = json::parse(run("compare a.json b.json --json").output)["cells"][0];
+  expect_interval(change.at("metrics").at("mass_recall"),
+                  read("b.json")["cells"][0]["versus_sink_window"]["mass_recall_difference"]);
+  EXPECT_EQ(change.at("metrics").at("mass_recall").at("verdict"), "better");
+  EXPECT_EQ(change.at("metrics").at("output_error").at("verdict"), "better");
+
+  const CommandResult gates =
+      run("compare b.json a.json --fail-if 'worse>0@changed' 'mass_recall<-0.9'");
+  EXPECT_EQ(gates.code, 4) << gates.output;
+  expect_contains(gates, "gate not met: --fail-if 'worse>0@changed'");
+  EXPECT_EQ(gates.output.find("gate not met: --fail-if 'mass_recall<-0.9'"), std::string::npos);
+
   std::filesystem::remove(folder_.file("b.h5"));
   expect_contains(run("compare a.json b.json"), "the HDF5 file of one report is missing");
 }
 
+TEST_F(SwReport, PairsOfTextsAreThoseOfTheEvaluation) {
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += "In city " + std::to_string(i * 37 % 101) + " she sang. ";
+  std::ofstream(folder_.file("text.txt")) << text;
+  const CommandResult model = testing::run_command(
+      "cd '" + folder_.path() +
+      "' && '" SW_BIN_DIR "/sw-eval' model '" SW_TEST_DIR
+      "/model/golden/tiny_llama.gguf' --quiet --block 8 --compute f32 --context 240 --threads 1 "
+      "--task perplexity=text.txt --method sink_window --density 0.3 --limit 2 -o all");
+  ASSERT_EQ(model.code, 0) << model.output;
+  const auto cell_of = [&](const std::string& method) {
+    return single_cell(read("all.json"),
+                       [&](const json& cell) { return cell["method"] == method; });
+  };
+  write("a.json", cell_of("dense"));
+  write("b.json", cell_of("sink_window"));
+  for (const char* name : {"a.h5", "b.h5"}) {
+    std::filesystem::copy(folder_.file("all.h5"), folder_.file(name));
+  }
+  const json change =
+      json::parse(run("compare a.json b.json --json").output)["cells"][0]["metrics"];
+  const json expected = read("b.json")["cells"][0]["versus_dense"];
+  EXPECT_NEAR(change.at("ln_perplexity").at("difference").get<double>(),
+              expected.at("ln_ratio").get<double>(), 1e-6);
+  expect_interval(change.at("ln_perplexity"), expected.at("ln_ratio_interval"));
+}
+
+TEST_F(SwReport, SelectionMapsCountTheBlocks) {
+  evaluate("a", "--method random --density 0.3 --phase prefill");
+  const ReportFile report = ReportFile::read(folder_.file("a.json"));
+  const ReportArrays arrays(report);
+  const ReportCell& cell = report.cells().back();
+  ASSERT_EQ(cell.name, "random");
+  const auto blocks = static_cast<std::int64_t>(*report.number(*cell.json, "units"));
+  const std::vector<std::int64_t> layers = arrays.selection_layers(cell);
+  ASSERT_EQ(layers, (std::vector<std::int64_t>{2, 3}));
+  for (std::int64_t layer : layers) {
+    const std::string place = "selection/0" + std::to_string(layer);
+    const auto kept = static_cast<double>(arrays.read(cell, place + "/block")->values.size());
+    const auto rows = static_cast<double>(arrays.read(cell, place + "/row_ptr")->values.size() - 1);
+    const double row_sets = rows / static_cast<double>(blocks);
+    const auto b = static_cast<double>(blocks);
+    const SelectionMap fine = arrays.selection(cell, layer, blocks, 1000);
+    ASSERT_EQ(fine.bins, blocks);
+    double sum = 0;
+    for (double share : fine.kept) sum += share;
+    EXPECT_NEAR(sum * row_sets, kept, 1e-9);
+    for (std::int64_t q = 0; q < blocks; ++q) {  // the own block is always kept, later ones never
+      EXPECT_EQ(fine.kept[static_cast<std::size_t>(q * blocks + q)], 1.0);
+      for (std::int64_t k = q + 1; k < blocks; ++k) {
+        EXPECT_EQ(fine.kept[static_cast<std::size_t>(q * blocks + k)], 0.0);
+      }
+    }
+    const SelectionMap coarse = arrays.selection(cell, layer, blocks, 1);
+    EXPECT_NEAR(coarse.kept.at(0), kept / (row_sets * b * (b + 1) / 2), 1e-12);
+    EXPECT_THROW(arrays.selection(cell, layer, blocks + 1, 8), Error);
+  }
+}
+
+TEST_F(SwReport, DamagedArraysGiveAClearError) {
+  if (!testing::python_has("h5py")) GTEST_SKIP() << "no h5py on this machine";
+  if (!html_unavailable().empty()) GTEST_SKIP() << "no D3 in this build";
+  evaluate("a", "--method random --density 0.3 --phase prefill");
+  const auto change = [&](const std::string& statement) {
+    const CommandResult result = testing::run_command(
+        "cd '" + folder_.path() + "' && cp a.json bad.json && cp a.h5 bad.h5 && " +
+        testing::python() +
+        " -c 'import h5py; f = h5py.File(\"bad.h5\", \"r+\"); c = f[\"cells/0000\"]; " + statement +
+        "'");
+    ASSERT_EQ(result.code, 0) << result.output;
+    const CommandResult page = run("html bad.json -o page.html");
+    EXPECT_EQ(page.code, 1) << statement << page.output;
+    expect_contains(page, "error: 'bad.h5': /cells/0000/selection/02");
+  };
+  change("c[\"selection/02/row_ptr\"][1] = 1 << 40");
+  change("c[\"selection/02/row_ptr\"][3] = -1");
+  change("c[\"selection/02/block\"][5] = 12");
+  change("del c[\"selection/02/block\"]");
+}
+
 TEST_F(SwReport, UsageErrors) {
   write("r.json", testing::trace_report({{"a.h5", "aa"}}));
-  for (const char* arguments : {"", "compare r.json", "html r.json", "csv r.json", "nonsense",
-                                "compare r.json r.json --fail-if nonsense",
-                                "compare r.json r.json --fail-if 'score<1'"}) {
+  for (const char* arguments :
+       {"", "compare r.json", "html r.json", "csv r.json", "nonsense",
+        "compare r.json r.json --fail-if nonsense", "compare r.json r.json --fail-if 'score<1'"}) {
     const CommandResult result = run(arguments);
     EXPECT_EQ(result.code, 2) << arguments << "\n" << result.output;
   }
@@ -185,18 +283,29 @@ TEST_F(SwReportPage, WorksInABrowser) {
 TEST_F(SwReportPage, AllKindsOfReportsOnOnePage) {
   evaluate("a");
   json profile = testing::report_head({{"kind", "profile"}});
-  const json shape = {{"tokens", 4096}, {"num_heads", 8},  {"num_kv_heads", 2}, {"head_dim", 64},
-                      {"block", 64},    {"batch", 1},      {"dtype", "bf16"}};
-  profile["measurements"] = {{{"phase", "prefill"}, {"part", "total"}, {"implementation", "cpu"},
-                              {"shape", shape}, {"method", "dense"}, {"density", nullptr},
-                              {"status", "ok"}, {"time", {{"median", 0.5}, {"mad", 0.01}}},
-                              {"of_product", 0.5}, {"of_copy", 0.01}, {"seconds", {0.5}}}};
+  const json shape = {{"tokens", 4096}, {"num_heads", 8}, {"num_kv_heads", 2}, {"head_dim", 64},
+                      {"block", 64},    {"batch", 1},     {"dtype", "bf16"}};
+  profile["measurements"] = {{{"phase", "prefill"},
+                              {"part", "total"},
+                              {"implementation", "cpu"},
+                              {"shape", shape},
+                              {"method", "dense"},
+                              {"density", nullptr},
+                              {"status", "ok"},
+                              {"time", {{"median", 0.5}, {"mad", 0.01}}},
+                              {"of_product", 0.5},
+                              {"of_copy", 0.01},
+                              {"seconds", {0.5}}}};
   profile["crossovers"] = json::array();
   write("profile.json", profile);
   json score = testing::report_head(json::object());
   score["benchmark"] = "longbench";
-  score["tasks"] = {{{"task", "trec"}, {"status", "ok"}, {"samples", 2}, {"score", 50.0},
-                     {"metric", "classification"}, {"scores", {0.0, 1.0}}}};
+  score["tasks"] = {{{"task", "trec"},
+                     {"status", "ok"},
+                     {"samples", 2},
+                     {"score", 50.0},
+                     {"metric", "classification"},
+                     {"scores", {0.0, 1.0}}}};
   score["average"] = testing::interval(50, 0, 100);
   write("score.json", score);
   write("model.json", testing::model_report({1, 0, 1}));
@@ -208,8 +317,9 @@ TEST_F(SwReportPage, AllKindsOfReportsOnOnePage) {
 }
 
 TEST_F(SwReportPage, TextsOfReportsNeverRun) {
-  const std::string hostile = "<img src=x onerror=window.broken=1></script><script>window.broken=1;"
-                              "</script><!--<script>'\"`&${window.broken=1}\u2028";
+  const std::string hostile =
+      "<img src=x onerror=window.broken=1></script><script>window.broken=1;"
+      "</script><!--<script>'\"`&${window.broken=1}\u2028";
   json report = testing::trace_report({{hostile, hostile}});
   report["inputs"][0]["model"] = hostile;
   report["command"] = {"sw-eval", hostile};
