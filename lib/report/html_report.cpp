@@ -95,6 +95,7 @@ std::string script_hash(std::string_view script) {
 /// Shortest number with about five digits, to keep pages small; null for what no axis can show.
 Json rounded(double value) {
   if (!(std::abs(value) < 1e30)) return nullptr;
+  if (std::abs(value) < 1e-30) return 0.0;
   char text[32];
   std::snprintf(text, sizeof text, "%.5g", value);
   return std::strtod(text, nullptr);
@@ -244,13 +245,10 @@ class PageData {
 
  private:
   Json cell_json(const ReportCell& cell) {
-    Json json = {{"id", cell.id},
-                 {"method", cell.method},
-                 {"density", cell.density ? Json(*cell.density) : Json(nullptr)},
-                 {"input", cell.input},
-                 {"phase", cell.phase},
-                 {"variant", cell.variant},
-                 {"status", cell.status}};
+    Json json = {
+        {"id", cell.id},        {"method", cell.method}, {"density", rounded(cell.density)},
+        {"input", cell.input},  {"phase", cell.phase},   {"variant", cell.variant},
+        {"status", cell.status}};
     if (cell.status != "ok") {
       json["reason"] = cell.reason;
       return json;
@@ -268,9 +266,9 @@ class PageData {
           interval.empty() ? std::nullopt : scaled(cell, interval + ".low", column.scale);
       const auto high =
           interval.empty() ? std::nullopt : scaled(cell, interval + ".high", column.scale);
-      values[column.key] = low && high
-                               ? Json::array({rounded(*mean), rounded(*low), rounded(*high)})
-                               : rounded(*mean);
+      const bool known = !rounded(low).is_null() && !rounded(high).is_null();
+      values[column.key] =
+          known ? Json::array({rounded(*mean), rounded(*low), rounded(*high)}) : rounded(*mean);
     }
     json["values"] = values;
     if (report_.kind() == ReportKind::kTrace) add_trace(cell, json);

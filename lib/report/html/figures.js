@@ -287,7 +287,7 @@ function modelFigures(parent, report) {
 }
 
 function profileFigures(parent, report) {
-  const ok = report.cells.filter((c) => c.status === "ok" && hasNumber(c, "time_ms"));
+  const ok = report.cells.filter((c) => c.status === "ok" && hasNumber(c, "time_ms") && hasNumber(c, "tokens"));
   if (!ok.length) return;
   const partOf = (c) => c.variant.split(", ")[0], codeOf = (c) => c.variant.split(", ").slice(1).join(", ");
   const grid = make("div", { class: "figures" });
@@ -312,7 +312,7 @@ function profileFigures(parent, report) {
         drawBars(host, width, { label: `Time of ${phase} by stage`, rows, parts: stageParts, format: milliseconds, ticks: ticksOfTime, axisLabel: "median time" });
       } });
     if (lengths.length > 1) {
-      const totals = cells.filter((c) => partOf(c) === "total");
+      const totals = cells.filter((c) => partOf(c) === "total" && meanOf(c.values.time_ms) > 0 && meanOf(c.values.tokens) > 0);
       const names = arms(totals), looks = looksOf(names), hidden = new Set();
       const lines = makeFigure(grid, { title: `Time of ${phase} against length`, caption: "Both axes are logarithmic.",
         draw: (host, width) => drawLines(host, width, { label: `Time of ${phase} against length`, hidden, redraw: () => lines.redraw(), dodge: false,
