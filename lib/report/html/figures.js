@@ -317,7 +317,7 @@ function profileFigures(parent, report) {
       const lines = makeFigure(grid, { title: `Time of ${phase} against length`, caption: "Both axes are logarithmic.",
         draw: (host, width) => drawLines(host, width, { label: `Time of ${phase} against length`, hidden, redraw: () => lines.redraw(), dodge: false,
           series: names.map((name) => ({ name, look: looks.get(name), points: totals.filter((c) => `${armOf(c)}, ${codeOf(c)}` === name).map((c) => ({ x: meanOf(c.values.tokens), y: meanOf(c.values.time_ms), tip: `${name}\n${meanOf(c.values.tokens)} tokens: ${milliseconds(meanOf(c.values.time_ms))}` })).sort((a, b) => a.x - b.x) })),
-          x: { label: "tokens", log: true, ticks: lengths, format: (v) => (v % 1024 === 0 ? `${v / 1024}K` : v) }, y: { label: "median time", log: true, format: ticksOfTime } }) });
+          x: { label: "tokens", log: true, ticks: lengths.filter((v) => v > 0), format: (v) => (v % 1024 === 0 ? `${v / 1024}K` : v) }, y: { label: "median time", log: true, format: ticksOfTime } }) });
     }
     const shares = cells.filter((c) => ["total", "attention"].includes(partOf(c)) && (hasNumber(c, "product") || hasNumber(c, "copy")));
     if (shares.length) {
