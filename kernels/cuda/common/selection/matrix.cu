@@ -1,8 +1,7 @@
-#include "kernels/cuda/common/selection/matrix.hpp"
-
 #include <stdexcept>
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/matrix.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
 #include "kernels/cuda/common/selection/split_scale.hpp"
 
@@ -106,8 +105,8 @@ SplitMatrix::SplitMatrix(int max_blocks, Split split)
     : max_blocks_(max_blocks),
       split_(split),
       values_(static_cast<std::size_t>(padded(max_blocks) * padded(max_blocks))),
-      operands_(static_cast<std::size_t>(2 * (padded(max_blocks) + kReadAhead) *
-                                         padded(max_blocks))) {
+      operands_(
+          static_cast<std::size_t>(2 * (padded(max_blocks) + kReadAhead) * padded(max_blocks))) {
   check(cudaMemset(operands_.data(), 0, operands_.bytes()), "clearing of a matrix");
 }
 

@@ -104,27 +104,26 @@ template <class T, int kM, int kN, int kTerms, int kCols>
 __device__ void multiply_step(float (&acc)[kM][kN][4], std::uint32_t a, int a_plane,
                               std::uint32_t b, int b_plane, int m0, int n0) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  const auto load_a = [&](std::uint32_t (&r)[kM][4], std::uint32_t base, int half) {
+  const auto load_a = [&](std::uint32_t(&r)[kM][4], std::uint32_t base, int half) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       load_matrices(r[m], base + tile_offset(m0 + m * 16 + (lane & 15), half * 2 + (lane >> 4)));
     }
   };
-  const auto load_b = [&](std::uint32_t (&r)[kN / 2][4], std::uint32_t base, int half) {
+  const auto load_b = [&](std::uint32_t(&r)[kN / 2][4], std::uint32_t base, int half) {
 #pragma unroll
     for (int n = 0; n < kN / 2; ++n) {
       if constexpr (kCols > 0) {
         load_matrices_transposed(
-            r[n], base + transposed_offset<kCols>(half * 16 + (lane & 15),
-                                                  n0 / 8 + n * 2 + (lane >> 4)));
+            r[n],
+            base + transposed_offset<kCols>(half * 16 + (lane & 15), n0 / 8 + n * 2 + (lane >> 4)));
       } else {
         load_matrices(r[n], base + tile_offset(n0 + n * 16 + (lane & 7) + ((lane >> 4) << 3),
                                                half * 2 + ((lane >> 3) & 1)));
       }
     }
   };
-  const auto multiply = [&](const std::uint32_t (&ra)[kM][4],
-                            const std::uint32_t (&rb)[kN / 2][4]) {
+  const auto multiply = [&](const std::uint32_t(&ra)[kM][4], const std::uint32_t(&rb)[kN / 2][4]) {
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll

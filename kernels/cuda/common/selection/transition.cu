@@ -1,5 +1,3 @@
-#include "kernels/cuda/common/selection/transition.hpp"
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -10,6 +8,7 @@
 #include "kernels/cuda/common/error.hpp"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
+#include "kernels/cuda/common/selection/transition.hpp"
 
 namespace sw::cuda {
 namespace {
@@ -38,13 +37,13 @@ struct SideArgs {
   std::int64_t token_stride;
   int heads;
   int pool;
-  int count;         ///< pooled vectors of a head
+  int count;  ///< pooled vectors of a head
   int padded_count;
   std::uint16_t* operands;
   std::int64_t plane;
   float* scale;
-  float factor;      ///< of the scales: what turns a product into a logit, base 2
-  float* means;      ///< null: no mean over heads follows
+  float factor;  ///< of the scales: what turns a product into a logit, base 2
+  float* means;  ///< null: no mean over heads follows
 };
 
 /// A warp turns x [head_dim] in its shared memory into split operands and their scale.
@@ -78,14 +77,16 @@ __device__ void emit(float* x, const EmitArgs& e, std::uint16_t* high, std::int6
   }
   largest = __reduce_max_sync(0xffffffffu, largest);
   // The largest element comes to lie in [2^13, 2^14): far from both ends of f16.
-  const int exponent = largest >= 0x7f800000u ? 13 : max(static_cast<int>(largest >> 23) - 127, -100);
+  const int exponent =
+      largest >= 0x7f800000u ? 13 : max(static_cast<int>(largest >> 23) - 127, -100);
   const float up = __uint_as_float(static_cast<unsigned>(127 + 13 - exponent) << 23);
 #pragma unroll
   for (int i = 0; i < kMaxDim / 32; ++i) {
     const int j = lane + 32 * i;
     if (j < e.padded_dim) split<__half>(y[i] * up, high[j], high[plane + j]);
   }
-  if (lane == 0) *scale = __uint_as_float(static_cast<unsigned>(127 + exponent - 13) << 23) * factor;
+  if (lane == 0)
+    *scale = __uint_as_float(static_cast<unsigned>(127 + exponent - 13) << 23) * factor;
 }
 
 template <class T>
@@ -99,43 +100,50 @@ __device__ float2 to_float2(unsigned packed) {
 
 constexpr int kPoolWarps = 4;
 
-/// One warp a pooled vector: the lanes that cover a token's row add up every R-th token of the pool.
+struct PoolArgs {
+  SideArgs side[2];  ///< queries, keys
+  std::int64_t tokens;
+  bool partial;
+  EmitArgs emit;
+};
+
+/// One warp a pooled vector: the lanes that cover a token's row add up every R-th token of the
+/// pool.
 template <class T>
-__global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(SideArgs q, SideArgs k,
-                                                               std::int64_t tokens, bool partial,
-                                                               EmitArgs e) {
+__global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(const __grid_constant__ PoolArgs p) {
   __shared__ float shared[kPoolWarps][kMaxDim];
   const int lane = static_cast<int>(threadIdx.x) & 31;
   std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPoolWarps + threadIdx.x / 32;
-  const bool is_query = index < static_cast<std::int64_t>(q.heads) * q.count;
-  if (!is_query) index -= static_cast<std::int64_t>(q.heads) * q.count;
-  const SideArgs& s = is_query ? q : k;
+  const std::int64_t queries = static_cast<std::int64_t>(p.side[0].heads) * p.side[0].count;
+  const int which = index < queries ? 0 : 1;
+  if (which == 1) index -= queries;
+  const SideArgs& s = p.side[which];
+  const EmitArgs& e = p.emit;
   if (index >= static_cast<std::int64_t>(s.heads) * s.count) return;
   const auto head = static_cast<int>(index / s.count);
   const auto u = static_cast<int>(index % s.count);
   const std::int64_t begin = static_cast<std::int64_t>(u) * s.pool;
-  const auto present = static_cast<int>(min(static_cast<std::int64_t>(s.pool), tokens - begin));
+  const auto present = static_cast<int>(min(static_cast<std::int64_t>(s.pool), p.tokens - begin));
 
   const int lanes = e.head_dim / 8;  // a row of 16-byte loads
   const int rows = 32 / lanes;
   const int first = lane / lanes;
   const int column = lane % lanes;
-  const T* from = static_cast<const T*>(s.data) + head * s.head_stride + begin * s.token_stride +
-                  column * 8;
+  const T* from =
+      static_cast<const T*>(s.data) + head * s.head_stride + begin * s.token_stride + column * 8;
+  const std::int64_t stride = s.token_stride;
   float sum[8] = {};
   constexpr int kInFlight = 8;
   for (int t0 = 0; t0 < present; t0 += rows * kInFlight) {
     uint4 loaded[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      const int t = t0 + i * rows + first;
-      loaded[i] = uint4{0, 0, 0, 0};
-      if (first < rows && t < present) {
-        loaded[i] = __ldcs(reinterpret_cast<const uint4*>(from + t * s.token_stride));
-      }
+      const int t = min(t0 + i * rows + first, present - 1);  // in range: no load waits for a test
+      loaded[i] = __ldcs(reinterpret_cast<const uint4*>(from + t * stride));
     }
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
+      if (first >= rows || t0 + i * rows + first >= present) loaded[i] = uint4{0, 0, 0, 0};
       const unsigned words[4] = {loaded[i].x, loaded[i].y, loaded[i].z, loaded[i].w};
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
@@ -145,7 +153,7 @@ __global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(SideArgs q, SideA
       }
     }
   }
-  const float divisor = 1.0f / static_cast<float>(partial ? present : s.pool);
+  const float divisor = 1.0f / static_cast<float>(p.partial ? present : s.pool);
   float* x = shared[threadIdx.x / 32];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -162,14 +170,16 @@ __global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(SideArgs q, SideA
 }
 
 /// One warp a pooled vector: its mean over heads.
-__global__ void __launch_bounds__(kPoolWarps * 32) mean_over_heads(SideArgs q, SideArgs k,
-                                                                   EmitArgs e) {
+__global__ void __launch_bounds__(kPoolWarps * 32)
+    mean_over_heads(const __grid_constant__ PoolArgs p) {
   __shared__ float shared[kPoolWarps][kMaxDim];
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int index = static_cast<int>(blockIdx.x) * kPoolWarps + static_cast<int>(threadIdx.x / 32);
-  if (index >= q.count + k.count) return;
-  const SideArgs& s = index < q.count ? q : k;
-  const int u = index < q.count ? index : index - q.count;
+  const int queries = p.side[0].count;
+  if (index >= queries + p.side[1].count) return;
+  const SideArgs& s = p.side[index < queries ? 0 : 1];
+  const EmitArgs& e = p.emit;
+  const int u = index < queries ? index : index - queries;
   float* x = shared[threadIdx.x / 32];
   for (int j = lane; j < e.head_dim; j += 32) {
     float sum = 0.0f;
@@ -192,27 +202,26 @@ struct ScoreArgs {
   std::int64_t k_plane;
   const float* q_scale;
   const float* k_scale;
-  float* lse;              ///< [heads][padded query pools]
-  float* sums;             ///< [head chunks][blocks, sum_stride]
+  float* lse;   ///< [heads][padded query pools]
+  float* sums;  ///< [head chunks][blocks, sum_stride]
   std::int64_t sum_stride;
   int heads;
   int kv_heads;
-  int head_chunk;          ///< heads of a CTA
-  int queries;             ///< pooled queries of a head
+  int head_chunk;  ///< heads of a CTA
+  int queries;     ///< pooled queries of a head
   int keys;
   int padded_queries;
   int padded_keys;
   int padded_dim;
   int blocks;
-  int query_shift;         ///< log2 of pooled queries a block
+  int query_shift;  ///< log2 of pooled queries a block
   int key_shift;
   bool causal;
   int stages;
 };
 
 __device__ bool visible(const ScoreArgs& p, int u, int v) {
-  return u < p.queries && v < p.keys &&
-         (!p.causal || (v >> p.key_shift) <= (u >> p.query_shift));
+  return u < p.queries && v < p.keys && (!p.causal || (v >> p.key_shift) <= (u >> p.query_shift));
 }
 /// Whether some pair of the tile at (u0, v0) is not visible.
 __device__ bool is_edge(const ScoreArgs& p, int u0, int v0) {
@@ -221,8 +230,7 @@ __device__ bool is_edge(const ScoreArgs& p, int u0, int v0) {
 }
 /// Whether no pair of it is.
 __device__ bool is_hidden(const ScoreArgs& p, int u0, int v0) {
-  return v0 >= p.keys ||
-         (p.causal && (v0 >> p.key_shift) > ((u0 + kTile - 1) >> p.query_shift));
+  return v0 >= p.keys || (p.causal && (v0 >> p.key_shift) > ((u0 + kTile - 1) >> p.query_shift));
 }
 
 __device__ inline float exp2_fast(float x) {
@@ -321,8 +329,8 @@ __global__ void __launch_bounds__(kThreads, kTerms == 1 ? 2 : 1) softmax_denomin
     float column_scale[kN][2];
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const float2 pair = *reinterpret_cast<const float2*>(
-          p.k_scale + k_row + tile * kTile + n0 + n * 8 + lane % 4 * 2);
+      const float2 pair = *reinterpret_cast<const float2*>(p.k_scale + k_row + tile * kTile + n0 +
+                                                           n * 8 + lane % 4 * 2);
       column_scale[n][0] = pair.x;
       column_scale[n][1] = pair.y;
     }
@@ -333,34 +341,38 @@ __global__ void __launch_bounds__(kThreads, kTerms == 1 ? 2 : 1) softmax_denomin
                                                ring + slot * kStageBytes, kTileBytes, m0, n0);
       if (++slot == p.stages) slot = 0;
     }
-    const bool edge = is_edge(p, u0, tile * kTile);
+    const auto add_tile = [&](auto edge) {
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
+      for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int u = u0 + m0 + m * 16 + half * 8 + lane / 4;
-        float largest = row_max[m][half];
+        for (int half = 0; half < 2; ++half) {
+          const int u = u0 + m0 + m * 16 + half * 8 + lane / 4;
+          float largest = row_max[m][half];
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
+          for (int n = 0; n < kN; ++n) {
 #pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float& x = acc[m][n][half * 2 + c];
-            x *= column_scale[n][c] * row_scale[m][half];
-            if (edge && !visible(p, u, tile * kTile + n0 + n * 8 + lane % 4 * 2 + c)) x = -INFINITY;
-            largest = fmaxf(largest, x);
+            for (int c = 0; c < 2; ++c) {
+              float& x = acc[m][n][half * 2 + c];
+              x *= column_scale[n][c] * row_scale[m][half];
+              if (edge() && !visible(p, u, tile * kTile + n0 + n * 8 + lane % 4 * 2 + c)) {
+                x = -INFINITY;
+              }
+              largest = fmaxf(largest, x);
+            }
           }
-        }
-        const float base = largest == -INFINITY ? 0.0f : largest;
-        float sum = row_sum[m][half] * exp2_fast(row_max[m][half] - base);
+          const float base = largest == -INFINITY ? 0.0f : largest;
+          float sum = row_sum[m][half] * exp2_fast(row_max[m][half] - base);
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          sum += exp2_fast(acc[m][n][half * 2] - base);
-          sum += exp2_fast(acc[m][n][half * 2 + 1] - base);
+          for (int n = 0; n < kN; ++n) {
+            sum += exp2_fast(acc[m][n][half * 2] - base);
+            sum += exp2_fast(acc[m][n][half * 2 + 1] - base);
+          }
+          row_max[m][half] = largest;
+          row_sum[m][half] = sum;
         }
-        row_max[m][half] = largest;
-        row_sum[m][half] = sum;
       }
-    }
+    };
+    is_edge(p, u0, tile * kTile) ? add_tile(std::true_type()) : add_tile(std::false_type());
   }
   // A row lies in the 4 lanes of a quad and in the 4 warps abreast.
 #pragma unroll
@@ -432,14 +444,12 @@ __global__ void __launch_bounds__(kThreads, 1) sum_probabilities(ScoreArgs p) {
         const std::uint32_t k = q + kPlanes * kTileBytes;
 #pragma unroll
         for (int plane = 0; plane < kPlanes; ++plane) {
-          copy_tile<kTile, kThreads>(q + plane * kTileBytes,
-                                     p.q + plane * p.q_plane + q_row * p.padded_dim +
-                                         next_chunk * kStep,
-                                     p.padded_dim);
-          copy_tile<kTile, kThreads>(k + plane * kTileBytes,
-                                     p.k + plane * p.k_plane + k_row * p.padded_dim +
-                                         next_chunk * kStep,
-                                     p.padded_dim);
+          copy_tile<kTile, kThreads>(
+              q + plane * kTileBytes,
+              p.q + plane * p.q_plane + q_row * p.padded_dim + next_chunk * kStep, p.padded_dim);
+          copy_tile<kTile, kThreads>(
+              k + plane * kTileBytes,
+              p.k + plane * p.k_plane + k_row * p.padded_dim + next_chunk * kStep, p.padded_dim);
         }
         if (next_chunk == 0 && threadIdx.x < 96) {
           const int which = static_cast<int>(threadIdx.x) / 32;
@@ -467,31 +477,36 @@ __global__ void __launch_bounds__(kThreads, 1) sum_probabilities(ScoreArgs p) {
                                                  kTileBytes, m0, n0);
         if (++slot == p.stages) slot = 0;
       }
-      const float(*scale)[kTile] = scales[h % kScaleBuffers];
-      float2 column_scale[kN];
+      const auto add_head = [&](auto edge_tile) {
+        const float(*scale)[kTile] = scales[h % kScaleBuffers];
+        float2 column_scale[kN];
 #pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        column_scale[n] = *reinterpret_cast<const float2*>(&scale[2][n0 + n * 8 + lane % 4 * 2]);
-      }
+        for (int n = 0; n < kN; ++n) {
+          column_scale[n] = *reinterpret_cast<const float2*>(&scale[2][n0 + n * 8 + lane % 4 * 2]);
+        }
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
+        for (int m = 0; m < kM; ++m) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = m0 + m * 16 + half * 8 + lane / 4;
-          const float row_scale = scale[0][row];
-          const float lse = scale[1][row];
+          for (int half = 0; half < 2; ++half) {
+            const int row = m0 + m * 16 + half * 8 + lane / 4;
+            const float row_scale = scale[0][row];
+            const float lse = scale[1][row];
 #pragma unroll
-          for (int n = 0; n < kN; ++n) {
+            for (int n = 0; n < kN; ++n) {
 #pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              const float column = c == 0 ? column_scale[n].x : column_scale[n].y;
-              float x = acc[m][n][half * 2 + c] * (column * row_scale) - lse;
-              if (edge && !visible(p, u0 + row, v0 + n0 + n * 8 + lane % 4 * 2 + c)) x = -INFINITY;
-              sum[m][n][half * 2 + c] += exp2_fast(x);
+              for (int c = 0; c < 2; ++c) {
+                const float column = c == 0 ? column_scale[n].x : column_scale[n].y;
+                float x = acc[m][n][half * 2 + c] * (column * row_scale) - lse;
+                if (edge_tile() && !visible(p, u0 + row, v0 + n0 + n * 8 + lane % 4 * 2 + c)) {
+                  x = -INFINITY;
+                }
+                sum[m][n][half * 2 + c] += exp2_fast(x);
+              }
             }
           }
         }
-      }
+      };
+      edge ? add_head(std::true_type()) : add_head(std::false_type());
     }
     wait_copies<0>();
   }
@@ -667,22 +682,24 @@ void Transition::pool(const HeadsPointer& q, const HeadsPointer& k, Element elem
                     static_cast<float>(factor),
                     side.means.data()};
   };
-  const SideArgs q_args = side_args(queries_, q, scale);
-  const SideArgs k_args = side_args(keys_, k, 1.0);
+  const PoolArgs args{{side_args(queries_, q, scale), side_args(keys_, k, 1.0)},
+                      tokens,
+                      params_.partial_mean,
+                      emit_args};
   const auto grid = [](std::int64_t warps) {
     return static_cast<unsigned>((warps + kPoolWarps - 1) / kPoolWarps);
   };
-  const std::int64_t warps = static_cast<std::int64_t>(q_args.heads) * q_args.count +
-                             static_cast<std::int64_t>(k_args.heads) * k_args.count;
+  std::int64_t warps = 0;
+  for (const SideArgs& side : args.side)
+    warps += static_cast<std::int64_t>(side.heads) * side.count;
   const auto launch = [&](auto kernel) {
-    kernel<<<grid(warps), kPoolWarps * 32, 0, stream>>>(q_args, k_args, tokens,
-                                                        params_.partial_mean, emit_args);
+    kernel<<<grid(warps), kPoolWarps * 32, 0, stream>>>(args);
     check_launch("pool_tokens");
   };
   element == Element::kBf16 ? launch(pool_tokens<__nv_bfloat16>) : launch(pool_tokens<__half>);
-  if (q_args.means == nullptr) return;
-  mean_over_heads<<<grid(q_args.count + k_args.count), kPoolWarps * 32, 0, stream>>>(
-      q_args, k_args, emit_args);
+  if (args.side[0].means == nullptr) return;
+  mean_over_heads<<<grid(args.side[0].count + args.side[1].count), kPoolWarps * 32, 0, stream>>>(
+      args);
   check_launch("mean_over_heads");
 }
 
@@ -710,8 +727,7 @@ void Transition::score(cudaStream_t stream) {
   p.causal = params_.causal;
   const int row_tiles = p.padded_queries / kTile;
   const int col_tiles = p.padded_keys / kTile;
-  const auto capacity =
-      static_cast<std::int64_t>(sums_.size()) / (p.blocks * p.sum_stride);
+  const auto capacity = static_cast<std::int64_t>(sums_.size()) / (p.blocks * p.sum_stride);
   head_chunks_ = choose_head_chunks(row_tiles * col_tiles, p.heads, multiprocessors(), capacity);
   p.head_chunk = (p.heads + head_chunks_ - 1) / head_chunks_;
   head_chunks_ = (p.heads + p.head_chunk - 1) / p.head_chunk;
@@ -754,8 +770,8 @@ double Transition::out_scale() const {
 }
 
 KernelCost Transition::pool_cost(std::int64_t tokens) const {
-  const double elements = static_cast<double>(tokens) * shape_.head_dim *
-                          (shape_.num_heads + shape_.num_kv_heads);
+  const double elements =
+      static_cast<double>(tokens) * shape_.head_dim * (shape_.num_heads + shape_.num_kv_heads);
   return {elements, 2.0 * elements};
 }
 

@@ -56,9 +56,9 @@ class Transition {
   /// Pooled vectors of one side as split operands [2 planes][heads][padded pools][padded dim], each
   /// vector times a power of two that `scale` [heads][padded pools] undoes.
   struct Side {
-    int heads = 0;         ///< of the operands: 1 after a mean over heads
+    int heads = 0;  ///< of the operands: 1 after a mean over heads
     int input_heads = 0;
-    int pool = 0;          ///< tokens
+    int pool = 0;  ///< tokens
     DeviceBuffer<std::uint16_t> operands;
     DeviceBuffer<float> scale;
     DeviceBuffer<float> means;  ///< [input heads][pools][head_dim], before a mean over heads
@@ -75,10 +75,10 @@ class Transition {
   std::int64_t tokens_ = 0;
   Side queries_;
   Side keys_;
-  DeviceBuffer<float> lse_;  ///< [heads][padded query pools], log2 of the softmax denominators
+  DeviceBuffer<float> lse_;   ///< [heads][padded query pools], log2 of the softmax denominators
   DeviceBuffer<float> sums_;  ///< [head chunks][blocks, padded blocks]
   int head_chunks_ = 1;
-  DeviceBuffer<float> signs_;              ///< [layers][d']
+  DeviceBuffer<float> signs_;               ///< [layers][d']
   DeviceBuffer<std::int32_t> permutation_;  ///< [layers][d']
 };
 

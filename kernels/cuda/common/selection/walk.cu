@@ -1,11 +1,10 @@
-#include "kernels/cuda/common/selection/walk.hpp"
-
 #include <algorithm>
 
 #include "kernels/cuda/common/error.hpp"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
 #include "kernels/cuda/common/selection/split_scale.hpp"
+#include "kernels/cuda/common/selection/walk.hpp"
 
 namespace sw::cuda {
 namespace {
@@ -18,8 +17,8 @@ struct WalkArgs {
   const std::uint16_t* x_low;
   const std::uint16_t* a_high;  ///< A
   const std::uint16_t* a_low;
-  const float* a;       ///< A in f32, or null: the bare product
-  float keep;           ///< out = keep A + gain X A
+  const float* a;  ///< A in f32, or null: the bare product
+  float keep;      ///< out = keep A + gain X A
   float gain;
   float* values;        ///< out in f32, may be null
   std::uint16_t* high;  ///< out as operands, may be null
@@ -29,7 +28,8 @@ struct WalkArgs {
   int stages;
 };
 
-/// Shared memory of one stage: a tile of X with kM 16-row tiles for each of kWarpsM warps, and of A.
+/// Shared memory of one stage: a tile of X with kM 16-row tiles for each of kWarpsM warps, and of
+/// A.
 template <int kM, int kWarpsM, int kTerms>
 constexpr int stage_bytes() {
   return (kM * 16 * kWarpsM + kTileCols) * kRowBytes * (kTerms == 3 ? 2 : 1);
