@@ -1,10 +1,9 @@
-#include "kernels/cuda/sm80/block_mass.hpp"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/sm80/block_mass.hpp"
 #include "kernels/cuda/sm80/launch.hpp"
 
 namespace sw::cuda::sm80 {

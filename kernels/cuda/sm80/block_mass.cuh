@@ -9,8 +9,8 @@
 #include "kernels/cuda/sm80/launch.hpp"
 #include "kernels/cuda/sm80/tile.cuh"
 
-/// The block mass kernel, for any `Math` that multiplies tiles. A thread block takes one query block
-/// row of as many heads of a group as fit into a tile, and a span of key blocks.
+/// The block mass kernel, for any `Math` that multiplies tiles. A thread block takes one query
+/// block row of as many heads of a group as fit into a tile, and a span of key blocks.
 namespace sw::cuda::sm80 {
 
 template <class Math>
@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(Math::kThreads) block_mass_kernel(const MassLa
 
   const int chunks_per_block = problem.block / kChunkKeys;
   const int first_chunk = static_cast<int>(blockIdx.z) * launch.span_blocks * chunks_per_block;
-  const int end_chunk = min(first_chunk + launch.span_blocks * chunks_per_block,
-                            (end - 1) / kChunkKeys + 1);
+  const int end_chunk =
+      min(first_chunk + launch.span_blocks * chunks_per_block, (end - 1) / kChunkKeys + 1);
   if (first_chunk >= end_chunk) return;
   // Every chunk of a step belongs to one block.
   const bool whole = chunks_per_block % kChunks == 0;
@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(Math::kThreads) block_mass_kernel(const MassLa
     copy_queries<Math>(q_tile, problem.q.data, problem.head_dim, [&](int row) -> std::int64_t {
       const int query = query_of(row);
       if (query == end) return -1;
-      return head_of(row) * problem.q.head_stride +
-             (query - query_begin) * problem.q.token_stride;
+      return head_of(row) * problem.q.head_stride + (query - query_begin) * problem.q.token_stride;
     });
     copy_keys(0);
 
@@ -82,11 +81,11 @@ __global__ void __launch_bounds__(Math::kThreads) block_mass_kernel(const MassLa
 #pragma unroll
     for (int i = 0; i < Math::kRows; ++i) {
       queries[i] = query_of(Math::row(i));
-      lse[i] = queries[i] == end
-                   ? INFINITY
-                   : problem.lse[head_of(Math::row(i)) * problem.queries + queries[i] -
-                                 query_begin] *
-                         1.44269504f;
+      lse[i] =
+          queries[i] == end
+              ? INFINITY
+              : problem.lse[head_of(Math::row(i)) * problem.queries + queries[i] - query_begin] *
+                    1.44269504f;
     }
 
     // Thread h adds up the masses of head h of the tile.
@@ -166,8 +165,8 @@ __global__ void __launch_bounds__(Math::kThreads) block_mass_kernel(const MassLa
 
 template <class Math>
 void launch_block_masses(const MassLaunch& launch, cudaStream_t stream) {
-  constexpr std::size_t kShared = (Math::kTileRows + 2 * Math::kTileKeys) * Math::kStride *
-                                  sizeof(typename Math::Storage);
+  constexpr std::size_t kShared =
+      (Math::kTileRows + 2 * Math::kTileKeys) * Math::kStride * sizeof(typename Math::Storage);
   const BlockMasses& problem = launch.problem;
   MassLaunch tiled = launch;
   const int group = problem.num_heads / problem.num_kv_heads;
@@ -178,11 +177,11 @@ void launch_block_masses(const MassLaunch& launch, cudaStream_t stream) {
   check(cudaFuncSetAttribute(block_mass_kernel<Math>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kShared),
         "shared memory of the block masses");
-  const dim3 grid(static_cast<unsigned>(launch.rows),
-                  static_cast<unsigned>((group + tiled.tile_heads - 1) / tiled.tile_heads *
-                                        problem.num_kv_heads),
-                  static_cast<unsigned>((launch.key_blocks + tiled.span_blocks - 1) /
-                                        tiled.span_blocks));
+  const dim3 grid(
+      static_cast<unsigned>(launch.rows),
+      static_cast<unsigned>((group + tiled.tile_heads - 1) / tiled.tile_heads *
+                            problem.num_kv_heads),
+      static_cast<unsigned>((launch.key_blocks + tiled.span_blocks - 1) / tiled.span_blocks));
   block_mass_kernel<Math><<<grid, Math::kThreads, kShared, stream>>>(tiled);
   check_launch("sm80 block masses");
 }

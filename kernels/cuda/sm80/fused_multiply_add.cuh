@@ -76,8 +76,10 @@ struct FusedMultiplyAdd {
           const float4 value = four(v + (t + u) * kStride + out_column(j));
 #pragma unroll
           for (int i = 0; i < kRows; ++i) {
-            const float w = u == 0 ? weight[i].x : u == 1 ? weight[i].y
-                          : u == 2 ? weight[i].z : weight[i].w;
+            const float w = u == 0   ? weight[i].x
+                            : u == 1 ? weight[i].y
+                            : u == 2 ? weight[i].z
+                                     : weight[i].w;
             o[i][j] = fmaf(w, value.x, o[i][j]);
             o[i][j + 1] = fmaf(w, value.y, o[i][j + 1]);
             o[i][j + 2] = fmaf(w, value.z, o[i][j + 2]);

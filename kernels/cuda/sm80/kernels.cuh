@@ -23,9 +23,8 @@ void visit_math(Element element, F&& f) {
 
 template <int kHeadDim>
 void Kernels<kHeadDim>::attend(const AttentionLaunch& launch, cudaStream_t stream) {
-  visit_math<kHeadDim>(launch.problem.element, [&]<class Math>() {
-    launch_prefill_attention<Math>(launch, stream);
-  });
+  visit_math<kHeadDim>(launch.problem.element,
+                       [&]<class Math>() { launch_prefill_attention<Math>(launch, stream); });
 }
 
 template <int kHeadDim>

@@ -1,8 +1,7 @@
-#include "kernels/cuda/sm80/output_sums.hpp"
-
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/sm80/output_sums.hpp"
 
 namespace sw::cuda::sm80 {
 namespace {
@@ -43,8 +42,7 @@ __global__ void __launch_bounds__(kThreads) output_sums_kernel(const OutputCompa
 }  // namespace
 
 void output_sums(const OutputComparison& c, cudaStream_t stream) {
-  const std::int64_t rows =
-      (c.tokens + c.block - 1) / c.block - (c.tokens - c.queries) / c.block;
+  const std::int64_t rows = (c.tokens + c.block - 1) / c.block - (c.tokens - c.queries) / c.block;
   output_sums_kernel<<<dim3(static_cast<unsigned>(rows), static_cast<unsigned>(c.heads)), kThreads,
                        0, stream>>>(c);
   check_launch("sums of two outputs");

@@ -1,11 +1,10 @@
-#include "kernels/cuda/sm80/prefill_attention.hpp"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "kernels/cuda/common/error.hpp"
 #include "kernels/cuda/sm80/launch.hpp"
+#include "kernels/cuda/sm80/prefill_attention.hpp"
 
 namespace sw::cuda::sm80 {
 namespace {

@@ -74,8 +74,7 @@ __global__ void __launch_bounds__(Math::kThreads)
   chunks.chunks_per_block = selection.block / kChunkKeys;
   chunks.blocks =
       selection.blocks == nullptr ? nullptr : selection.blocks + selection.row_begin[set_row];
-  const int kept_blocks =
-      selection.blocks == nullptr ? diagonal + 1 : selection.row_count[set_row];
+  const int kept_blocks = selection.blocks == nullptr ? diagonal + 1 : selection.row_count[set_row];
   const int diagonal_chunk = (kept_blocks - 1) * chunks.chunks_per_block;
   chunks.kept = diagonal_chunk + (last_query - diagonal * selection.block) / kChunkKeys + 1;
   chunks.total = chunks.kept;
@@ -183,8 +182,7 @@ __global__ void __launch_bounds__(Math::kThreads)
     const std::int64_t head = first_head + packed / count;
     const std::int64_t query = begin - query_begin + packed % count;
     if (problem.lse != nullptr && threadIdx.x % Math::kRowLanes == 0) {
-      problem.lse[head * problem.queries + query] =
-          (largest[i] * scale + log2f(sum)) * 0.69314718f;
+      problem.lse[head * problem.queries + query] = (largest[i] * scale + log2f(sum)) * 0.69314718f;
     }
     const std::int64_t offset = head * problem.out_head_stride + query * problem.out_token_stride;
     const float inverse = 1.0f / sum;
@@ -213,14 +211,14 @@ void launch_prefill_attention(const AttentionLaunch& launch, cudaStream_t stream
   const SelectionView& selection = launch.problem.selection;
   const std::int64_t row_queries =
       launch.problem.queries < selection.block ? launch.problem.queries : selection.block;
-  tiled.tiles_per_row = static_cast<int>((launch.pack_heads * row_queries + Math::kTileRows - 1) /
-                                         Math::kTileRows);
+  tiled.tiles_per_row =
+      static_cast<int>((launch.pack_heads * row_queries + Math::kTileRows - 1) / Math::kTileRows);
   check(cudaFuncSetAttribute(prefill_attention_kernel<Math>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of the attention");
-  const dim3 grid(static_cast<unsigned>(selection.rows) *
-                      static_cast<unsigned>(tiled.tiles_per_row),
-                  static_cast<unsigned>(launch.problem.num_heads / launch.pack_heads));
+  const dim3 grid(
+      static_cast<unsigned>(selection.rows) * static_cast<unsigned>(tiled.tiles_per_row),
+      static_cast<unsigned>(launch.problem.num_heads / launch.pack_heads));
   prefill_attention_kernel<Math><<<grid, Math::kThreads, kShared, stream>>>(tiled);
   check_launch("sm80 prefill attention");
 }

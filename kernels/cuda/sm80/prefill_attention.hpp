@@ -17,20 +17,20 @@
 namespace sw::cuda::sm80 {
 
 struct PrefillAttention {
-  HeadsPointer q;  ///< [num_heads, queries, head_dim]
-  HeadsPointer k;  ///< [num_kv_heads, tokens, head_dim]
-  HeadsPointer v;  ///< [num_kv_heads, tokens, head_dim]
+  HeadsPointer q;                    ///< [num_heads, queries, head_dim]
+  HeadsPointer k;                    ///< [num_kv_heads, tokens, head_dim]
+  HeadsPointer v;                    ///< [num_kv_heads, tokens, head_dim]
   Element element = Element::kBf16;  ///< of q, k and v
   int num_heads = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
   std::int64_t tokens = 0;
   std::int64_t queries = 0;
-  float scale = 1.0f;       ///< of q.k; > 0
-  SelectionView selection;  ///< `blocks` null: every causal block
+  float scale = 1.0f;         ///< of q.k; > 0
+  SelectionView selection;    ///< `blocks` null: every causal block
   void* workspace = nullptr;  ///< of workspace_bytes(), 16-byte aligned; may be null if that is 0
 
-  void* out = nullptr;  ///< [num_heads, queries, head_dim], f32 or `element`
+  void* out = nullptr;               ///< [num_heads, queries, head_dim], f32 or `element`
   std::int64_t out_head_stride = 0;  ///< in elements
   std::int64_t out_token_stride = 0;
   bool out_f32 = true;

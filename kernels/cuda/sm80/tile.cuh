@@ -3,8 +3,8 @@
 #include <cstdint>
 
 /// Device helpers that the kernels of this folder share: asynchronous copies into padded tiles, and
-/// warp reductions. A tile is [rows, kStride] in shared memory; a row is padded by 16 bytes, so that
-/// eight consecutive rows lie in different banks.
+/// warp reductions. A tile is [rows, kStride] in shared memory; a row is padded by 16 bytes, so
+/// that eight consecutive rows lie in different banks.
 namespace sw::cuda::sm80 {
 
 /// Keys of the unit that tiles are put together from: blocks are multiples of it.
