@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "core/error.hpp"
@@ -133,7 +134,7 @@ Gap gap(const MetricArray& a, const MetricArray& b) {
 }
 
 /// Evaluates a trace with both backends: the same selections where these do not rest on masses, and
-/// metrics within `output_tolerance` (output error, cosine) and 1e-4 (recalls), on the mean.
+/// metrics within `tolerance` on the mean, ten times that in a single value.
 void expect_same_evaluation(const TraceReader& trace, std::int64_t block, double tolerance) {
   std::vector<std::unique_ptr<Policy>> policies;
   for (const char* spec :

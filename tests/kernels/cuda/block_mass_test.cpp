@@ -81,7 +81,9 @@ class BlockMassTest : public ::testing::TestWithParam<DType> {
           const float mass = got[static_cast<std::size_t>((h * want.rows + r) * want.cols + j)];
           ASSERT_NEAR(mass, want.row(h, r)[static_cast<std::size_t>(j)], tolerance)
               << "head " << h << ", row " << r << ", block " << j;
-          if (j > geometry.first_row() + r) ASSERT_EQ(mass, 0.0f);
+          if (j > geometry.first_row() + r) {
+            ASSERT_EQ(mass, 0.0f);
+          }
           total += mass;
         }
         ASSERT_NEAR(total, 1.0, tolerance);
