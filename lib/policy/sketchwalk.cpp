@@ -1,5 +1,7 @@
 // Sketch&Walk (Le et al., arXiv 2602.07397), with the forms of the preprint and of the authors'
 // release as presets of one policy (sketchwalk.md sections 1 to 5 and 9).
+#include "policy/sketchwalk.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,7 +15,7 @@ namespace sw {
 namespace {
 
 enum class Preset { kRelease, kPreprint };
-enum class Walk { kDamped, kProduct, kNone };
+using Walk = SketchWalkForm::Walk;
 using Aggregation = SketchParams::Aggregation;
 
 struct SketchWalkOptions {
@@ -388,6 +390,19 @@ std::vector<double> SketchWalkPolicy::walk_row(const std::vector<double>& row,
   return walk.row;
 }
 
+/// The preset comes first, wherever it stands: it sets the other options' defaults.
+SketchWalkOptions parse_form(const MethodSpec& spec) {
+  SketchWalkOptions preset(Preset::kRelease);
+  OptionSet preset_set = preset.bind();
+  for (const auto& [name, value] : spec.options) {
+    if (name == "preset") apply_options({spec.name, {{name, value}}}, preset_set);
+  }
+  SketchWalkOptions options(preset.preset);
+  OptionSet set = options.bind();
+  apply_options(spec, set);
+  return options;
+}
+
 }  // namespace
 
 PolicyEntry sketchwalk_entry() {
@@ -401,17 +416,17 @@ PolicyEntry sketchwalk_entry() {
                               defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
-            // The preset comes first, wherever it stands: it sets the other options' defaults.
-            SketchWalkOptions preset(Preset::kRelease);
-            OptionSet preset_set = preset.bind();
-            for (const auto& [name, value] : spec.options) {
-              if (name == "preset") apply_options({spec.name, {{name, value}}}, preset_set);
-            }
-            SketchWalkOptions options(preset.preset);
-            OptionSet set = options.bind();
-            apply_options(spec, set);
-            return std::make_unique<SketchWalkPolicy>(options, seed);
+            return std::make_unique<SketchWalkPolicy>(parse_form(spec), seed);
           }};
+}
+
+std::optional<SketchWalkForm> sketchwalk_form(const std::string& text, std::uint64_t seed) {
+  const MethodSpec spec = MethodSpec::parse(text);
+  if (spec.name != "sketchwalk") return std::nullopt;
+  SketchWalkOptions options = parse_form(spec);
+  options.sketch.seed = seed;
+  return SketchWalkForm{options.sketch, options.walk,   options.damping,
+                        options.degree, options.budget, options.query_window};
 }
 
 }  // namespace sw
