@@ -97,8 +97,8 @@ class GpuProfile {
   GpuTimer& timer() { return timer_; }
 
   void prefill(std::int64_t tokens) {
-    shape_ = {tokens, grid_.num_heads, grid_.num_kv_heads, grid_.head_dim, grid_.block, 1,
-              grid_.dtype};
+    shape_ = {tokens, grid_.num_heads, grid_.num_kv_heads, grid_.head_dim, grid_.block,
+              1,      grid_.dtype};
     const DeviceHeads q(dtype_, grid_.num_heads, tokens, grid_.head_dim, seed_ + 1);
     const DeviceHeads k(dtype_, grid_.num_kv_heads, tokens, grid_.head_dim, seed_ + 2);
     const DeviceHeads v(dtype_, grid_.num_kv_heads, tokens, grid_.head_dim, seed_ + 3);
@@ -192,8 +192,8 @@ class GpuProfile {
   }
 
   void decode(std::int64_t tokens, std::int64_t batch) {
-    shape_ = {tokens, grid_.num_heads, grid_.num_kv_heads, grid_.head_dim, grid_.block, batch,
-              grid_.dtype};
+    shape_ = {tokens,      grid_.num_heads, grid_.num_kv_heads, grid_.head_dim,
+              grid_.block, batch,           grid_.dtype};
     const std::int64_t d = grid_.head_dim;
     const std::int64_t kv = grid_.num_kv_heads;
     const DeviceHeads q(dtype_, batch * grid_.num_heads, 1, d, seed_ + 4);
@@ -238,8 +238,8 @@ class GpuProfile {
       shape.capacity = static_cast<int>(blocks);
       shape.query_window = static_cast<int>(form_->query_window);
       shape.damping = form_->damping;
-      shape.degree = form_->walk == SketchWalkForm::Walk::kNone ? 0
-                                                                : static_cast<int>(form_->degree);
+      shape.degree =
+          form_->walk == SketchWalkForm::Walk::kNone ? 0 : static_cast<int>(form_->degree);
       shape.budget = cuda::make_decode_budget(form_->budget, density);
       selectors.push_back(
           std::make_unique<cuda::DecodeSelector>(cache, shape, form_->sketch, kLayer));
@@ -452,18 +452,19 @@ int run_gpu(const GpuOptions& options, const CommonOptions& common,
             const std::vector<std::string>& argv) {
   check_profile_options(options.grid, common.force);
   if (common.backend != "auto" && common.backend != "cuda") {
-    throw Error(ErrorKind::kUsage, "sw-profile gpu times CUDA kernels, not --backend " + common.backend,
+    throw Error(ErrorKind::kUsage,
+                "sw-profile gpu times CUDA kernels, not --backend " + common.backend,
                 "use sw-profile cpu");
   }
   std::string why;
   const auto devices = cuda::list_devices(why);
   if (devices.empty() || devices.front().major < 8) {
     throw Error(ErrorKind::kUnsupported,
-                devices.empty() ? "there is no GPU: " + why
-                                : devices.front().name + " has compute capability " +
-                                      std::to_string(devices.front().major) + "." +
-                                      std::to_string(devices.front().minor) +
-                                      "; the kernels need 8.0",
+                devices.empty()
+                    ? "there is no GPU: " + why
+                    : devices.front().name + " has compute capability " +
+                          std::to_string(devices.front().major) + "." +
+                          std::to_string(devices.front().minor) + "; the kernels need 8.0",
                 "sw-profile cpu times the CPU");
   }
   ProfileReport report;
@@ -483,9 +484,9 @@ int run_gpu(const GpuOptions& options, const CommonOptions& common,
     report.environment.clocks = gpu->clocks;
   }
   const auto note_clocks = [&](const char* when) {
-    report.notes.push_back(std::string("clocks ") + when +
-                           " (SM, memory, reasons of throttling, temperature): " +
-                           clocks_now().value_or("not known"));
+    report.notes.push_back(
+        std::string("clocks ") + when +
+        " (SM, memory, reasons of throttling, temperature): " + clocks_now().value_or("not known"));
   };
   const ProfileOptions& grid = options.grid;
   const bool prefill = grid.has_phase("prefill");
