@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "core/error.hpp"
@@ -22,6 +23,10 @@ int attribute(cudaDeviceAttr name) {
 }  // namespace
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+bool has_warpgroups() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && std::getenv("SW_PORTABLE") == nullptr;
+}
 
 int pipeline_stages(int stage_bytes, int other_bytes) {
   const int available = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - other_bytes;
