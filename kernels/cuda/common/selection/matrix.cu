@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/matrix.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
 #include "kernels/cuda/common/selection/split_scale.hpp"
@@ -53,6 +54,7 @@ __device__ float reduce_block(float x, float neutral, Combine combine) {
 template <class T>
 __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishArgs p) {
   extern __shared__ float row_values[];
+  wait_for_previous();
   const int i = static_cast<int>(blockIdx.x);
   const std::int64_t begin = i * p.stride;
   if (i >= p.blocks) {  // a padding row of the operands
@@ -138,8 +140,8 @@ void finish_rows(const float* in, std::int64_t in_stride, int chunks, std::int64
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)),
           "shared memory of finish_rows");
-    kernel<<<static_cast<unsigned>(out.stride()), kThreads, shared, stream>>>(args);
-    check_launch("finish_rows");
+    launch_chained("launch of finish_rows", kernel, dim3(static_cast<unsigned>(out.stride())),
+                   kThreads, shared, stream, args);
   };
   out.split() == Split::kF16 ? launch(finish_rows_kernel<__half>)
                              : launch(finish_rows_kernel<__nv_bfloat16>);

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/scores.hpp"
 #include "kernels/cuda/common/selection/tile.cuh"
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
   constexpr int kStageBytes = kPlanes * kTileBytes;
   extern __shared__ unsigned char unaligned[];
   unsigned char* shared = align_shared(unaligned);
+  wait_for_previous();
   __shared__ float warp_max[Tile::kWarpsN][kTile];
   __shared__ float warp_sum[Tile::kWarpsN][kTile];
   const int chunks = p.padded_dim / Tile::kChunk;
@@ -200,6 +202,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
   constexpr int kStageBytes = 2 * kPlanes * kTileBytes;
   extern __shared__ unsigned char unaligned[];
   unsigned char* shared = align_shared(unaligned);
+  wait_for_previous();
   float(*scales)[3][kTile] = reinterpret_cast<float(*)[3][kTile]>(shared);
   const std::uint32_t scales_address = shared_address(shared);
   const std::uint32_t ring = scales_address + kScaleBytes;
@@ -238,7 +241,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
               p.k + plane * p.k_plane + k_row * p.padded_dim + next_chunk * Tile::kChunk,
               p.padded_dim);
         }
-        if (next_chunk == 0 && threadIdx.x < 96) {
+        if (next_chunk == 0 && threadIdx.x < 96 && !(p.one_pass && threadIdx.x / 32 == 1)) {
           const int which = static_cast<int>(threadIdx.x) / 32;
           const float* from = which == 0   ? p.q_scale + q_row
                               : which == 1 ? p.lse + q_row
@@ -264,6 +267,25 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
         if (++slot == p.stages) slot = 0;
       }
       Tile::finish(acc);
+      // log2 of the denominator of a row that lies in the 4 lanes of a quad.
+      const auto row_lse = [&](auto logit) {
+        float largest = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) largest = fmaxf(largest, fmaxf(logit(n, 0), logit(n, 1)));
+        for (int offset = 1; offset < 4; offset *= 2) {
+          largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+        }
+        const float base = largest == -INFINITY ? 0.0f : largest;
+        float total = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          total += exp2_fast(logit(n, 0) - base) + exp2_fast(logit(n, 1) - base);
+        }
+        for (int offset = 1; offset < 4; offset *= 2) {
+          total += __shfl_xor_sync(0xffffffffu, total, offset);
+        }
+        return total == 0.0f ? 0.0f : base + log2f(total);
+      };
       const auto add_head = [&](auto edge_tile) {
         const float(*scale)[kTile] = scales[h % kScaleBuffers];
         float2 column_scale[kN];
@@ -277,17 +299,21 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
           for (int half = 0; half < 2; ++half) {
             const int row = m0 + m * 16 + half * 8 + lane / 4;
             const float row_scale = scale[0][row];
-            const float lse = scale[1][row];
+            const auto logit = [&](int n, int c) {
+              const float column = c == 0 ? column_scale[n].x : column_scale[n].y;
+              const float x = acc[m][n][half * 2 + c] * (column * row_scale);
+              const int v = v0 + n0 + n * 8 + lane % 4 * 2 + c;
+              return edge_tile() && !visible(p, u0 + row, v) ? -INFINITY : x;
+            };
+            float lse = scale[1][row];
+            if constexpr (Tile::kWarpsN == 1) {
+              if (p.one_pass) lse = row_lse(logit);
+            }
 #pragma unroll
             for (int n = 0; n < kN; ++n) {
 #pragma unroll
               for (int c = 0; c < 2; ++c) {
-                const float column = c == 0 ? column_scale[n].x : column_scale[n].y;
-                float x = acc[m][n][half * 2 + c] * (column * row_scale) - lse;
-                if (edge_tile() && !visible(p, u0 + row, v0 + n0 + n * 8 + lane % 4 * 2 + c)) {
-                  x = -INFINITY;
-                }
-                sum[m][n][half * 2 + c] += exp2_fast(x);
+                sum[m][n][half * 2 + c] += exp2_fast(logit(n, c) - lse);
               }
             }
           }
@@ -339,18 +365,19 @@ void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
     p.stages = pipeline_stages(stage_bytes, other_bytes + static_bytes + kAlignment);
     const int shared = std::max(p.stages * stage_bytes + other_bytes, at_least) + kAlignment;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
-    kernel<<<grid, kTileThreads, static_cast<std::size_t>(shared), stream>>>(p);
-    check_launch(name);
+    launch_chained(name, kernel, grid, kTileThreads, static_cast<std::size_t>(shared), stream, p);
   };
   const auto row_tiles = static_cast<unsigned>(p.padded_queries / kTile);
   const auto col_tiles = static_cast<unsigned>(p.padded_keys / kTile);
   constexpr int kResident = DenominatorTile::kPlanes * DenominatorTile::kBytes;
-  launch(softmax_denominators<DenominatorTile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
-         kResident, p.padded_dim / DenominatorTile::kChunk * kResident, 0,
-         2 * DenominatorTile::kWarpsN * kTile * 4, "softmax_denominators");
+  p.one_pass = Tile::kWarpsN == 1 && col_tiles == 1;
+  if (!p.one_pass)
+    launch(softmax_denominators<DenominatorTile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
+           kResident, p.padded_dim / DenominatorTile::kChunk * kResident, 0,
+           2 * DenominatorTile::kWarpsN * kTile * 4, "launch of softmax_denominators");
   launch(sum_probabilities<Tile>, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
          2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4, 0,
-         "sum_probabilities");
+         "launch of sum_probabilities");
 }
 
 }  // namespace sw::cuda

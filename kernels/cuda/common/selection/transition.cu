@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
 #include "kernels/cuda/common/selection/scores.hpp"
@@ -108,6 +109,7 @@ struct PoolArgs {
 template <class T>
 __global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(const __grid_constant__ PoolArgs p) {
   __shared__ float shared[kPoolWarps][kMaxDim];
+  wait_for_previous();
   const int lane = static_cast<int>(threadIdx.x) & 31;
   std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPoolWarps + threadIdx.x / 32;
   const std::int64_t queries = static_cast<std::int64_t>(p.side[0].heads) * p.side[0].count;
@@ -169,6 +171,7 @@ __global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(const __grid_cons
 __global__ void __launch_bounds__(kPoolWarps * 32)
     mean_over_heads(const __grid_constant__ PoolArgs p) {
   __shared__ float shared[kPoolWarps][kMaxDim];
+  wait_for_previous();
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int index = static_cast<int>(blockIdx.x) * kPoolWarps + static_cast<int>(threadIdx.x / 32);
   const int queries = p.side[0].count;
@@ -332,20 +335,18 @@ void Transition::pool(const HeadsPointer& q, const HeadsPointer& k, Element elem
                       params_.partial_mean,
                       emit_args};
   const auto grid = [](std::int64_t warps) {
-    return static_cast<unsigned>((warps + kPoolWarps - 1) / kPoolWarps);
+    return dim3(static_cast<unsigned>((warps + kPoolWarps - 1) / kPoolWarps));
   };
   std::int64_t warps = 0;
   for (const SideArgs& side : args.side)
     warps += static_cast<std::int64_t>(side.heads) * side.count;
   const auto launch = [&](auto kernel) {
-    kernel<<<grid(warps), kPoolWarps * 32, 0, stream>>>(args);
-    check_launch("pool_tokens");
+    launch_chained("launch of pool_tokens", kernel, grid(warps), kPoolWarps * 32, 0, stream, args);
   };
   element == Element::kBf16 ? launch(pool_tokens<__nv_bfloat16>) : launch(pool_tokens<__half>);
   if (args.side[0].means == nullptr) return;
-  mean_over_heads<<<grid(args.side[0].count + args.side[1].count), kPoolWarps * 32, 0, stream>>>(
-      args);
-  check_launch("mean_over_heads");
+  launch_chained("launch of mean_over_heads", mean_over_heads,
+                 grid(args.side[0].count + args.side[1].count), kPoolWarps * 32, 0, stream, args);
 }
 
 void Transition::score(cudaStream_t stream) {

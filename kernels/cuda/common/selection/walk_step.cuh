@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/split_scale.hpp"
 #include "kernels/cuda/common/selection/tile.cuh"
@@ -61,6 +62,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) walk_step(WalkArgs p) {
   constexpr int kStageBytes = Tile::kPlanes * (Tile::kXBytes + Tile::kABytes);
   extern __shared__ unsigned char unaligned[];
   const std::uint32_t base = shared_address(align_shared(unaligned));
+  wait_for_previous();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.y) * Tile::kRows;
@@ -138,8 +140,8 @@ void launch_walk(WalkArgs args, cudaStream_t stream) {
         "shared memory of walk_step");
   const dim3 grid(static_cast<unsigned>((args.blocks + kWalkCols - 1) / kWalkCols),
                   static_cast<unsigned>((args.blocks + Tile::kRows - 1) / Tile::kRows));
-  kernel<<<grid, kTileThreads, static_cast<std::size_t>(shared), stream>>>(args);
-  check_launch("walk_step");
+  launch_chained("launch of walk_step", kernel, grid, kTileThreads,
+                 static_cast<std::size_t>(shared), stream, args);
 }
 
 }  // namespace sw::cuda
