@@ -116,8 +116,9 @@ __device__ void multiply_stage(bool first, float (&d)[16][4], std::uint32_t a, i
   }
 }
 
-/// Two warpgroups below one another, 64 x 128 each.
-template <class T, int kTerms>
+/// Two warpgroups below one another, 64 x 128 each. kBehinds: 2 lets the products of a stage run on
+/// while the next is waited for, 1 frees its memory sooner, for large stages.
+template <class T, int kTerms, int kBehinds>
 struct HopperTile {
   static constexpr int kM = 1;
   static constexpr int kN = 16;
@@ -125,7 +126,7 @@ struct HopperTile {
   static constexpr int kChunk = 64;
   static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
   static constexpr int kBytes = 128 * kSwizzledRow;
-  static constexpr int kBehind = 2;  ///< the products of one stage are still under way
+  static constexpr int kBehind = kBehinds;
 
   template <int kRows>
   __device__ static void copy(std::uint32_t to, const std::uint16_t* from, std::int64_t stride) {
@@ -142,7 +143,7 @@ struct HopperTile {
     multiply_stage<T, kTerms, 0>(first, acc[0], a + m0 / 64 * 64 * kSwizzledRow, a_plane, b,
                                  b_plane);
     commit_warpgroup();
-    wait_warpgroup<1>();
+    wait_warpgroup<kBehind - 1>();
   }
   __device__ static void finish(float (&)[kM][kN][4]) { wait_warpgroup<0>(); }
 };

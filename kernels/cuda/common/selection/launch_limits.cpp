@@ -12,6 +12,8 @@
 namespace sw::cuda {
 namespace {
 
+constexpr int kMaxStages = 8;
+
 int attribute(cudaDeviceAttr name) {
   int device = 0;
   int value = 0;
@@ -30,7 +32,7 @@ bool has_warpgroups() {
 
 int pipeline_stages(int stage_bytes, int other_bytes) {
   const int available = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - other_bytes;
-  const int stages = std::min(4, available / stage_bytes);
+  const int stages = std::min(kMaxStages, available / stage_bytes);
   if (stages < 2) {
     throw Error(ErrorKind::kUnsupported,
                 "the GPU's shared memory (" + std::to_string(available + other_bytes) +

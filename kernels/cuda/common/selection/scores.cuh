@@ -192,8 +192,9 @@ constexpr int kScaleBuffers = 4;       ///< as many heads as can be under way wi
 constexpr int kScaleBytes = kScaleBuffers * 3 * kTile * static_cast<int>(sizeof(float));
 
 /// Sum over the heads of a chunk of softmax probabilities, one CTA for 128 pooled queries and 128
-/// pooled keys; pairs of the same two blocks are then added up.
-template <class Tile>
+/// pooled keys; pairs of the same two blocks are then added up. kOnePass: these are all keys, and
+/// the denominators are formed here.
+template <class Tile, bool kOnePass>
 __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p) {
   constexpr int kM = Tile::kM;
   constexpr int kN = Tile::kN;
@@ -241,7 +242,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
               p.k + plane * p.k_plane + k_row * p.padded_dim + next_chunk * Tile::kChunk,
               p.padded_dim);
         }
-        if (next_chunk == 0 && threadIdx.x < 96 && !(p.one_pass && threadIdx.x / 32 == 1)) {
+        if (next_chunk == 0 && threadIdx.x < 96 && !(kOnePass && threadIdx.x / 32 == 1)) {
           const int which = static_cast<int>(threadIdx.x) / 32;
           const float* from = which == 0   ? p.q_scale + q_row
                               : which == 1 ? p.lse + q_row
@@ -267,11 +268,13 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
         if (++slot == p.stages) slot = 0;
       }
       Tile::finish(acc);
-      // log2 of the denominator of a row that lies in the 4 lanes of a quad.
-      const auto row_lse = [&](auto logit) {
+      // log2 of the denominator of a row, which lies in the 4 lanes of a quad.
+      const auto row_lse = [](const float(&logits)[kN][4], int half) {
         float largest = -INFINITY;
 #pragma unroll
-        for (int n = 0; n < kN; ++n) largest = fmaxf(largest, fmaxf(logit(n, 0), logit(n, 1)));
+        for (int n = 0; n < kN; ++n) {
+          largest = fmaxf(largest, fmaxf(logits[n][half * 2], logits[n][half * 2 + 1]));
+        }
         for (int offset = 1; offset < 4; offset *= 2) {
           largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
         }
@@ -279,7 +282,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
         float total = 0.0f;
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-          total += exp2_fast(logit(n, 0) - base) + exp2_fast(logit(n, 1) - base);
+          total += exp2_fast(logits[n][half * 2] - base);
+          total += exp2_fast(logits[n][half * 2 + 1] - base);
         }
         for (int offset = 1; offset < 4; offset *= 2) {
           total += __shfl_xor_sync(0xffffffffu, total, offset);
@@ -288,10 +292,17 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
       };
       const auto add_head = [&](auto edge_tile) {
         const float(*scale)[kTile] = scales[h % kScaleBuffers];
-        float2 column_scale[kN];
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-          column_scale[n] = *reinterpret_cast<const float2*>(&scale[2][n0 + n * 8 + lane % 4 * 2]);
+          const int column = n0 + n * 8 + lane % 4 * 2;
+          const float2 column_scale = *reinterpret_cast<const float2*>(&scale[2][column]);
+#pragma unroll
+          for (int m = 0; m < kM; ++m) {
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+              acc[m][n][c] *= c % 2 == 0 ? column_scale.x : column_scale.y;
+            }
+          }
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
@@ -299,21 +310,25 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
           for (int half = 0; half < 2; ++half) {
             const int row = m0 + m * 16 + half * 8 + lane / 4;
             const float row_scale = scale[0][row];
-            const auto logit = [&](int n, int c) {
-              const float column = c == 0 ? column_scale[n].x : column_scale[n].y;
-              const float x = acc[m][n][half * 2 + c] * (column * row_scale);
-              const int v = v0 + n0 + n * 8 + lane % 4 * 2 + c;
-              return edge_tile() && !visible(p, u0 + row, v) ? -INFINITY : x;
-            };
-            float lse = scale[1][row];
-            if constexpr (Tile::kWarpsN == 1) {
-              if (p.one_pass) lse = row_lse(logit);
-            }
+            float lse = 0.0f;
+            if constexpr (!kOnePass) lse = scale[1][row];
 #pragma unroll
             for (int n = 0; n < kN; ++n) {
 #pragma unroll
               for (int c = 0; c < 2; ++c) {
-                sum[m][n][half * 2 + c] += exp2_fast(logit(n, c) - lse);
+                float& x = acc[m][n][half * 2 + c];
+                x = fmaf(x, row_scale, -lse);
+                const int v = v0 + n0 + n * 8 + lane % 4 * 2 + c;
+                if (edge_tile() && !visible(p, u0 + row, v)) x = -INFINITY;
+              }
+            }
+            if constexpr (kOnePass) lse = row_lse(acc[m], half);
+#pragma unroll
+            for (int n = 0; n < kN; ++n) {
+#pragma unroll
+              for (int c = 0; c < 2; ++c) {
+                const float x = acc[m][n][half * 2 + c];
+                sum[m][n][half * 2 + c] += exp2_fast(kOnePass ? x - lse : x);
               }
             }
           }
@@ -370,14 +385,18 @@ void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   const auto row_tiles = static_cast<unsigned>(p.padded_queries / kTile);
   const auto col_tiles = static_cast<unsigned>(p.padded_keys / kTile);
   constexpr int kResident = DenominatorTile::kPlanes * DenominatorTile::kBytes;
-  p.one_pass = Tile::kWarpsN == 1 && col_tiles == 1;
-  if (!p.one_pass)
-    launch(softmax_denominators<DenominatorTile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
-           kResident, p.padded_dim / DenominatorTile::kChunk * kResident, 0,
-           2 * DenominatorTile::kWarpsN * kTile * 4, "launch of softmax_denominators");
-  launch(sum_probabilities<Tile>, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
-         2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4, 0,
-         "launch of sum_probabilities");
+  const auto launch_sums = [&](auto kernel) {
+    launch(kernel, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
+           2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4, 0,
+           "launch of sum_probabilities");
+  };
+  if constexpr (Tile::kWarpsN == 1) {
+    if (col_tiles == 1) return launch_sums(sum_probabilities<Tile, true>);
+  }
+  launch(softmax_denominators<DenominatorTile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
+         kResident, p.padded_dim / DenominatorTile::kChunk * kResident, 0,
+         2 * DenominatorTile::kWarpsN * kTile * 4, "launch of softmax_denominators");
+  launch_sums(sum_probabilities<Tile, false>);
 }
 
 }  // namespace sw::cuda

@@ -32,7 +32,6 @@ struct ScoreArgs {
   int key_shift;
   bool causal;
   int stages;
-  bool one_pass;  ///< all keys are in one tile: denominators need no kernel of their own
 };
 
 /// Fills lse, then sums, with mma.sync (sm_80 and later).

@@ -14,14 +14,23 @@ __device__ inline unsigned char* align_shared(unsigned char* pointer) {
   return pointer + (kAlignment - shared_address(pointer) % kAlignment) % kAlignment;
 }
 
-/// The `pending` newest groups of copies may still be under way.
+/// The `pending` (at most 6) newest groups of copies may still be under way.
 __device__ inline void wait_copies(int pending) {
-  if (pending >= 2) {
-    wait_copies<2>();
-  } else if (pending == 1) {
-    wait_copies<1>();
-  } else {
-    wait_copies<0>();
+  switch (pending) {
+    case 0:
+      return wait_copies<0>();
+    case 1:
+      return wait_copies<1>();
+    case 2:
+      return wait_copies<2>();
+    case 3:
+      return wait_copies<3>();
+    case 4:
+      return wait_copies<4>();
+    case 5:
+      return wait_copies<5>();
+    default:
+      return wait_copies<6>();
   }
 }
 
