@@ -116,9 +116,8 @@ __device__ void multiply_stage(bool first, float (&d)[16][4], std::uint32_t a, i
   }
 }
 
-/// Two warpgroups below one another, 64 x 128 each. kBehinds: 2 lets the products of a stage run on
-/// while the next is waited for, 1 frees its memory sooner, for large stages.
-template <class T, int kTerms, int kBehinds>
+/// Two warpgroups below one another, 64 x 128 each.
+template <class T, int kTerms>
 struct HopperTile {
   static constexpr int kM = 1;
   static constexpr int kN = 16;
@@ -126,7 +125,8 @@ struct HopperTile {
   static constexpr int kChunk = 64;
   static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
   static constexpr int kBytes = 128 * kSwizzledRow;
-  static constexpr int kBehind = kBehinds;
+  static constexpr int kBehind = 1;
+  static constexpr bool kOverlaps = true;
 
   template <int kRows>
   __device__ static void copy(std::uint32_t to, const std::uint16_t* from, std::int64_t stride) {
@@ -137,15 +137,14 @@ struct HopperTile {
     fence_for_warpgroup();
     __syncthreads();
   }
-  __device__ static void multiply(bool first, float (&acc)[kM][kN][4], std::uint32_t a, int a_plane,
-                                  std::uint32_t b, int b_plane, int m0, int) {
+  __device__ static void issue(bool first, float (&acc)[kM][kN][4], std::uint32_t a, int a_plane,
+                               std::uint32_t b, int b_plane, int m0, int) {
     begin_warpgroup();
     multiply_stage<T, kTerms, 0>(first, acc[0], a + m0 / 64 * 64 * kSwizzledRow, a_plane, b,
                                  b_plane);
     commit_warpgroup();
-    wait_warpgroup<kBehind - 1>();
   }
-  __device__ static void finish(float (&)[kM][kN][4]) { wait_warpgroup<0>(); }
+  __device__ static void finish() { wait_warpgroup<0>(); }
 };
 
 }  // namespace sw::cuda

@@ -33,6 +33,46 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
+/// One product of `chunks` stages; `meanwhile` runs during the last of them where a tile allows it.
+template <class Tile, class Accumulator, class Issue, class Meanwhile>
+__device__ __forceinline__ void run_product(int chunks, Accumulator& acc, Issue& issue,
+                                            Meanwhile meanwhile) {
+  for (int c = 0; c + 1 < chunks; ++c) {
+    issue(acc, c);
+    Tile::finish();
+  }
+  issue(acc, chunks - 1);
+  meanwhile();
+  Tile::finish();
+}
+
+/// `count` products: `issue(acc, chunk)` starts a stage, `use(acc, index)` works on a finished
+/// product while the last stage of the next one runs.
+template <class Tile, class Issue, class Use>
+__device__ __forceinline__ void run_products(int count, int chunks, Issue issue, Use use) {
+  if constexpr (Tile::kOverlaps) {
+    float even[Tile::kM][Tile::kN][4];
+    float odd[Tile::kM][Tile::kN][4];
+    for (int i = 0; i < count; i += 2) {
+      run_product<Tile>(chunks, even, issue, [&]() {
+        if (i > 0) use(odd, i - 1);
+      });
+      if (i + 1 == count) {
+        use(even, i);
+        return;
+      }
+      run_product<Tile>(chunks, odd, issue, [&]() { use(even, i); });
+    }
+    use(odd, count - 1);
+  } else {
+    float acc[Tile::kM][Tile::kN][4];
+    for (int i = 0; i < count; ++i) {
+      run_product<Tile>(chunks, acc, issue, []() {});
+      use(acc, i);
+    }
+  }
+}
+
 /// log2 of the softmax denominators: one CTA for 128 pooled queries of a head, which stay in shared
 /// memory while the keys pass.
 template <class Tile>
@@ -104,58 +144,61 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
       row_sum[m][half] = 0.0f;
     }
   }
-  int slot = 0;
-  for (int tile = 0; tile < tiles; ++tile) {
-    float acc[kM][kN][4];
-    float column_scale[kN][2];
+  const auto add_tile = [&](auto& acc, int tile, auto edge) {
+    const float* k_scale = p.k_scale + k_row + tile * kTile + n0 + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const float2 pair = *reinterpret_cast<const float2*>(p.k_scale + k_row + tile * kTile + n0 +
-                                                           n * 8 + lane % 4 * 2);
-      column_scale[n][0] = pair.x;
-      column_scale[n][1] = pair.y;
-    }
-    for (int c = 0; c < chunks; ++c) {
-      Tile::wait(p.stages);
-      load();
-      Tile::multiply(c == 0, acc, resident + c * kStageBytes, kTileBytes, ring + slot * kStageBytes,
-                     kTileBytes, m0, n0);
-      if (++slot == p.stages) slot = 0;
-    }
-    Tile::finish(acc);
-    const auto add_tile = [&](auto edge) {
+      const float2 scale = *reinterpret_cast<const float2*>(k_scale + n * 8);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int u = u0 + m0 + m * 16 + half * 8 + lane / 4;
-          float largest = row_max[m][half];
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              float& x = acc[m][n][half * 2 + c];
-              x *= column_scale[n][c] * row_scale[m][half];
-              if (edge() && !visible(p, u, tile * kTile + n0 + n * 8 + lane % 4 * 2 + c)) {
-                x = -INFINITY;
-              }
-              largest = fmaxf(largest, x);
-            }
-          }
-          const float base = largest == -INFINITY ? 0.0f : largest;
-          float sum = row_sum[m][half] * exp2_fast(row_max[m][half] - base);
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-            sum += exp2_fast(acc[m][n][half * 2] - base);
-            sum += exp2_fast(acc[m][n][half * 2 + 1] - base);
-          }
-          row_max[m][half] = largest;
-          row_sum[m][half] = sum;
+        for (int c = 0; c < 4; ++c) {
+          float& x = acc[m][n][c];
+          x *= (c % 2 == 0 ? scale.x : scale.y) * row_scale[m][c / 2];
+          const int u = u0 + m0 + m * 16 + c / 2 * 8 + lane / 4;
+          const int v = tile * kTile + n0 + n * 8 + lane % 4 * 2 + c % 2;
+          if (edge() && !visible(p, u, v)) x = -INFINITY;
         }
       }
-    };
-    is_edge(p, u0, tile * kTile) ? add_tile(std::true_type()) : add_tile(std::false_type());
-  }
+    }
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float largest = row_max[m][half];
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          largest = fmaxf(largest, fmaxf(acc[m][n][half * 2], acc[m][n][half * 2 + 1]));
+        }
+        const float base = largest == -INFINITY ? 0.0f : largest;
+        float sum = row_sum[m][half] * exp2_fast(row_max[m][half] - base);
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          sum += exp2_fast(acc[m][n][half * 2] - base);
+          sum += exp2_fast(acc[m][n][half * 2 + 1] - base);
+        }
+        row_max[m][half] = largest;
+        row_sum[m][half] = sum;
+      }
+    }
+  };
+  int slot = 0;
+  run_products<Tile>(
+      tiles, chunks,
+      [&](auto& acc, int c) {
+        Tile::wait(p.stages);
+        load();
+        Tile::issue(c == 0, acc, resident + c * kStageBytes, kTileBytes, ring + slot * kStageBytes,
+                    kTileBytes, m0, n0);
+        if (++slot == p.stages) slot = 0;
+      },
+      [&](auto& acc, int tile) {
+        if (is_edge(p, u0, tile * kTile)) {
+          add_tile(acc, tile, std::true_type());
+        } else {
+          add_tile(acc, tile, std::false_type());
+        }
+      });
   // A row lies in the 4 lanes of a quad and in the 4 warps abreast.
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
@@ -188,7 +231,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
 }
 
 constexpr int kSumStride = kTile + 4;  ///< of the shared f32 tile, against bank conflicts
-constexpr int kScaleBuffers = 4;       ///< as many heads as can be under way with 4 stages
+constexpr int kScaleBuffers = 16;      ///< more heads than can be under way with 8 stages
 constexpr int kScaleBytes = kScaleBuffers * 3 * kTile * static_cast<int>(sizeof(float));
 
 /// Sum over the heads of a chunk of softmax probabilities, one CTA for 128 pooled queries and 128
@@ -257,85 +300,89 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
       commit_copies();
     };
     for (int i = 0; i < p.stages - Tile::kBehind; ++i) load();
-    int slot = 0;
-    for (int h = 0; h < heads; ++h) {
-      float acc[kM][kN][4];
-      for (int c = 0; c < chunks; ++c) {
-        Tile::wait(p.stages);
-        load();
-        const std::uint32_t q = ring + slot * kStageBytes;
-        Tile::multiply(c == 0, acc, q, kTileBytes, q + kPlanes * kTileBytes, kTileBytes, m0, n0);
-        if (++slot == p.stages) slot = 0;
+    // log2 of the denominator of a row, which lies in the 4 lanes of a quad.
+    const auto row_lse = [](const auto& logits, int half) {
+      float largest = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        largest = fmaxf(largest, fmaxf(logits[n][half * 2], logits[n][half * 2 + 1]));
       }
-      Tile::finish(acc);
-      // log2 of the denominator of a row, which lies in the 4 lanes of a quad.
-      const auto row_lse = [](const float(&logits)[kN][4], int half) {
-        float largest = -INFINITY;
+      for (int offset = 1; offset < 4; offset *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+      }
+      const float base = largest == -INFINITY ? 0.0f : largest;
+      float total = 0.0f;
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          largest = fmaxf(largest, fmaxf(logits[n][half * 2], logits[n][half * 2 + 1]));
-        }
-        for (int offset = 1; offset < 4; offset *= 2) {
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
-        }
-        const float base = largest == -INFINITY ? 0.0f : largest;
-        float total = 0.0f;
+      for (int n = 0; n < kN; ++n) {
+        total += exp2_fast(logits[n][half * 2] - base);
+        total += exp2_fast(logits[n][half * 2 + 1] - base);
+      }
+      for (int offset = 1; offset < 4; offset *= 2) {
+        total += __shfl_xor_sync(0xffffffffu, total, offset);
+      }
+      return total == 0.0f ? 0.0f : base + log2f(total);
+    };
+    const auto add_head = [&](auto& acc, int h, auto edge_tile) {
+      const float(*scale)[kTile] = scales[h % kScaleBuffers];
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          total += exp2_fast(logits[n][half * 2] - base);
-          total += exp2_fast(logits[n][half * 2 + 1] - base);
-        }
-        for (int offset = 1; offset < 4; offset *= 2) {
-          total += __shfl_xor_sync(0xffffffffu, total, offset);
-        }
-        return total == 0.0f ? 0.0f : base + log2f(total);
-      };
-      const auto add_head = [&](auto edge_tile) {
-        const float(*scale)[kTile] = scales[h % kScaleBuffers];
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          const int column = n0 + n * 8 + lane % 4 * 2;
-          const float2 column_scale = *reinterpret_cast<const float2*>(&scale[2][column]);
-#pragma unroll
-          for (int m = 0; m < kM; ++m) {
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-              acc[m][n][c] *= c % 2 == 0 ? column_scale.x : column_scale.y;
-            }
-          }
-        }
+      for (int n = 0; n < kN; ++n) {
+        const int column = n0 + n * 8 + lane % 4 * 2;
+        const float2 column_scale = *reinterpret_cast<const float2*>(&scale[2][column]);
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int row = m0 + m * 16 + half * 8 + lane / 4;
-            const float row_scale = scale[0][row];
-            float lse = 0.0f;
-            if constexpr (!kOnePass) lse = scale[1][row];
+          for (int c = 0; c < 4; ++c) {
+            acc[m][n][c] *= c % 2 == 0 ? column_scale.x : column_scale.y;
+          }
+        }
+      }
 #pragma unroll
-            for (int n = 0; n < kN; ++n) {
+      for (int m = 0; m < kM; ++m) {
 #pragma unroll
-              for (int c = 0; c < 2; ++c) {
-                float& x = acc[m][n][half * 2 + c];
-                x = fmaf(x, row_scale, -lse);
-                const int v = v0 + n0 + n * 8 + lane % 4 * 2 + c;
-                if (edge_tile() && !visible(p, u0 + row, v)) x = -INFINITY;
-              }
+        for (int half = 0; half < 2; ++half) {
+          const int row = m0 + m * 16 + half * 8 + lane / 4;
+          const float row_scale = scale[0][row];
+          float lse = 0.0f;
+          if constexpr (!kOnePass) lse = scale[1][row];
+#pragma unroll
+          for (int n = 0; n < kN; ++n) {
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              float& x = acc[m][n][half * 2 + c];
+              x = fmaf(x, row_scale, -lse);
+              const int v = v0 + n0 + n * 8 + lane % 4 * 2 + c;
+              if (edge_tile() && !visible(p, u0 + row, v)) x = -INFINITY;
             }
-            if constexpr (kOnePass) lse = row_lse(acc[m], half);
+          }
+          if constexpr (kOnePass) lse = row_lse(acc[m], half);
 #pragma unroll
-            for (int n = 0; n < kN; ++n) {
+          for (int n = 0; n < kN; ++n) {
 #pragma unroll
-              for (int c = 0; c < 2; ++c) {
-                const float x = acc[m][n][half * 2 + c];
-                sum[m][n][half * 2 + c] += exp2_fast(kOnePass ? x - lse : x);
-              }
+            for (int c = 0; c < 2; ++c) {
+              const float x = acc[m][n][half * 2 + c];
+              sum[m][n][half * 2 + c] += exp2_fast(kOnePass ? x - lse : x);
             }
           }
         }
-      };
-      edge ? add_head(std::true_type()) : add_head(std::false_type());
-    }
+      }
+    };
+    int slot = 0;
+    run_products<Tile>(
+        heads, chunks,
+        [&](auto& acc, int c) {
+          Tile::wait(p.stages);
+          load();
+          const std::uint32_t q = ring + slot * kStageBytes;
+          Tile::issue(c == 0, acc, q, kTileBytes, q + kPlanes * kTileBytes, kTileBytes, m0, n0);
+          if (++slot == p.stages) slot = 0;
+        },
+        [&](auto& acc, int h) {
+          if (edge) {
+            add_head(acc, h, std::true_type());
+          } else {
+            add_head(acc, h, std::false_type());
+          }
+        });
     wait_copies<0>();
   }
   __syncthreads();

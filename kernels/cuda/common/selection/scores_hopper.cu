@@ -6,8 +6,8 @@
 namespace sw::cuda {
 
 void launch_scores_hopper(const ScoreArgs& args, int head_chunks, cudaStream_t stream) {
-  using Tile = HopperTile<__half, 3, 1>;
-  using Single = HopperTile<__half, 1, 1>;
+  using Tile = HopperTile<__half, 3>;
+  using Single = HopperTile<__half, 1>;
   const char* terms = std::getenv("SW_TERMS");
   if (terms != nullptr && terms[0] == '1') {
     if (terms[1] == '1') return launch_scores<Single, Single>(args, head_chunks, stream);

@@ -44,6 +44,7 @@ struct PortableTile {
   static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
   static constexpr int kBytes = 128 * kRowBytes;  ///< of one operand tile
   static constexpr int kBehind = 1;  ///< stages that are being read when the next is asked for
+  static constexpr bool kOverlaps = false;
 
   template <int kRows>
   __device__ static void copy(std::uint32_t to, const std::uint16_t* from, std::int64_t stride) {
@@ -53,9 +54,9 @@ struct PortableTile {
     wait_copies(stages - kBehind - 1);
     __syncthreads();
   }
-  /// acc (+)= a b^T over one stage.
-  __device__ static void multiply(bool first, float (&acc)[kM][kN][4], std::uint32_t a, int a_plane,
-                                  std::uint32_t b, int b_plane, int m0, int n0) {
+  /// Starts acc (+)= a b^T over one stage; done after finish().
+  __device__ static void issue(bool first, float (&acc)[kM][kN][4], std::uint32_t a, int a_plane,
+                               std::uint32_t b, int b_plane, int m0, int n0) {
     if (first) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
@@ -68,8 +69,7 @@ struct PortableTile {
     }
     multiply_step<T, kM, kN, kTerms, 0>(acc, a, a_plane, b, b_plane, m0, n0);
   }
-  /// After this `acc` may be read.
-  __device__ static void finish(float (&)[kM][kN][4]) {}
+  __device__ static void finish() {}
 };
 
 }  // namespace sw::cuda
