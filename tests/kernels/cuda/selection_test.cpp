@@ -278,11 +278,16 @@ Matrix random_stochastic(std::int64_t b, std::mt19937& rng, double spread) {
 }
 
 void upload(const Matrix& from, SplitMatrix& to) {
-  std::vector<float> host;
-  for (const double x : from.values()) host.push_back(static_cast<float>(x));
+  const std::int64_t stride = (from.cols() + 3) / 4 * 4;
+  std::vector<float> host(static_cast<std::size_t>(from.rows() * stride), NAN);
+  for (std::int64_t i = 0; i < from.rows(); ++i) {
+    for (std::int64_t j = 0; j < from.cols(); ++j) {
+      host[static_cast<std::size_t>(i * stride + j)] = static_cast<float>(from(i, j));
+    }
+  }
   const DeviceBuffer<float> device{std::span<const float>(host)};
   to.resize(static_cast<int>(from.rows()));
-  finish_rows(device.data(), from.cols(), 1, 0, {}, to, nullptr);
+  finish_rows(device.data(), stride, 1, 0, {}, to, nullptr);
   synchronize(nullptr, "upload of a matrix");
 }
 

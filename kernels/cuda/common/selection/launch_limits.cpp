@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "core/error.hpp"
@@ -10,6 +11,8 @@
 
 namespace sw::cuda {
 namespace {
+
+constexpr int kMaxStages = 8;
 
 int attribute(cudaDeviceAttr name) {
   int device = 0;
@@ -23,9 +26,13 @@ int attribute(cudaDeviceAttr name) {
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
+bool has_warpgroups() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && std::getenv("SW_PORTABLE") == nullptr;
+}
+
 int pipeline_stages(int stage_bytes, int other_bytes) {
   const int available = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - other_bytes;
-  const int stages = std::min(4, available / stage_bytes);
+  const int stages = std::min(kMaxStages, available / stage_bytes);
   if (stages < 2) {
     throw Error(ErrorKind::kUnsupported,
                 "the GPU's shared memory (" + std::to_string(available + other_bytes) +

@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/matrix.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
 #include "kernels/cuda/common/selection/split_scale.hpp"
@@ -52,27 +53,38 @@ __device__ float reduce_block(float x, float neutral, Combine combine) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishArgs p) {
-  extern __shared__ float row_values[];
+  extern __shared__ float4 row_values[];
+  wait_for_previous();
   const int i = static_cast<int>(blockIdx.x);
   const std::int64_t begin = i * p.stride;
+  const auto quads = static_cast<int>(p.stride / 4);
   if (i >= p.blocks) {  // a padding row of the operands
-    for (std::int64_t j = threadIdx.x; j < p.stride; j += kThreads) {
-      p.high[begin + j] = 0;
-      p.low[begin + j] = 0;
+    for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
+      *reinterpret_cast<ushort4*>(p.high + begin + quad * 4) = ushort4{};
+      *reinterpret_cast<ushort4*>(p.low + begin + quad * 4) = ushort4{};
     }
     return;
   }
   const float factor = i + 1 == p.blocks ? p.rule.last_factor : p.rule.factor;
   const int visible = p.rule.causal ? i + 1 : p.blocks;
   float largest = 0.0f;
-  for (int j = threadIdx.x; j < p.blocks; j += kThreads) {
-    float x = 0.0f;
-    if (j < visible) {
-      for (int c = 0; c < p.chunks; ++c) x += p.in[c * p.chunk_stride + i * p.in_stride + j];
-      x *= factor;
+  float sum = 0.0f;
+  for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
+    float x[4] = {};
+    if (quad * 4 < visible) {
+      for (int c = 0; c < p.chunks; ++c) {
+        const float4 more = *reinterpret_cast<const float4*>(p.in + c * p.chunk_stride +
+                                                             i * p.in_stride + quad * 4);
+        x[0] += more.x, x[1] += more.y, x[2] += more.z, x[3] += more.w;
+      }
     }
-    row_values[j] = x;
-    largest = fmaxf(largest, x);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      x[e] = quad * 4 + e < visible ? x[e] * factor : 0.0f;
+      largest = fmaxf(largest, x[e]);
+      sum += x[e];
+    }
+    row_values[quad] = float4{x[0], x[1], x[2], x[3]};
   }
   if (p.rule.sharpness != 1.0f) {
     // A row that is divided by its sum may be scaled by anything first: powers stay in range.
@@ -81,21 +93,32 @@ __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishArgs p) {
       largest = reduce_block(largest, 0.0f, [](float a, float b) { return fmaxf(a, b); });
       if (largest > 0.0f) scale = 1.0f / largest;
     }
-    for (int j = threadIdx.x; j < visible; j += kThreads) {
-      row_values[j] = power(row_values[j] * scale, p.rule.sharpness);
+    sum = 0.0f;
+    for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
+      float4 x = row_values[quad];
+      x = float4{power(x.x * scale, p.rule.sharpness), power(x.y * scale, p.rule.sharpness),
+                 power(x.z * scale, p.rule.sharpness), power(x.w * scale, p.rule.sharpness)};
+      row_values[quad] = x;
+      sum += (x.x + x.y) + (x.z + x.w);
     }
   }
   float scale = 1.0f;
   if (p.rule.normalize) {
-    float sum = 0.0f;
-    for (int j = threadIdx.x; j < visible; j += kThreads) sum += row_values[j];
     sum = reduce_block(sum, 0.0f, [](float a, float b) { return a + b; });
     if (sum != 0.0f) scale = 1.0f / sum;  // a sum that is not a number reaches every element
   }
-  for (int j = threadIdx.x; j < p.stride; j += kThreads) {
-    const float x = j < p.blocks ? row_values[j] * scale : 0.0f;
-    if (j < p.blocks) p.values[begin + j] = x;
-    split<T>(x * kSplitScale<T>, p.high[begin + j], p.low[begin + j]);
+  for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
+    float4 x = row_values[quad];
+    x = float4{x.x * scale, x.y * scale, x.z * scale, x.w * scale};
+    *reinterpret_cast<float4*>(p.values + begin + quad * 4) = x;
+    ushort4 high;
+    ushort4 low;
+    split<T>(x.x * kSplitScale<T>, high.x, low.x);
+    split<T>(x.y * kSplitScale<T>, high.y, low.y);
+    split<T>(x.z * kSplitScale<T>, high.z, low.z);
+    split<T>(x.w * kSplitScale<T>, high.w, low.w);
+    *reinterpret_cast<ushort4*>(p.high + begin + quad * 4) = high;
+    *reinterpret_cast<ushort4*>(p.low + begin + quad * 4) = low;
   }
 }
 
@@ -133,13 +156,13 @@ void finish_rows(const float* in, std::int64_t in_stride, int chunks, std::int64
                  const RowRule& rule, const SplitMatrix& out, cudaStream_t stream) {
   const FinishArgs args{in,           in_stride,    chunks,       chunk_stride, rule,
                         out.blocks(), out.stride(), out.values(), out.high(),   out.low()};
-  const auto shared = static_cast<std::size_t>(out.blocks()) * sizeof(float);
+  const auto shared = static_cast<std::size_t>(out.stride()) * sizeof(float);
   const auto launch = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)),
           "shared memory of finish_rows");
-    kernel<<<static_cast<unsigned>(out.stride()), kThreads, shared, stream>>>(args);
-    check_launch("finish_rows");
+    launch_chained("launch of finish_rows", kernel, dim3(static_cast<unsigned>(out.stride())),
+                   kThreads, shared, stream, args);
   };
   out.split() == Split::kF16 ? launch(finish_rows_kernel<__half>)
                              : launch(finish_rows_kernel<__nv_bfloat16>);

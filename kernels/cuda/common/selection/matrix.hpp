@@ -69,8 +69,9 @@ struct RowRule {
   bool normalize = false;
 };
 
-/// out := rule(in), in [chunks][blocks, in_stride] with `chunk_stride` elements between chunks, on
-/// `stream`. Allocates nothing. out.blocks() rows; one read of `in`, one write of `out`.
+/// out := rule(in), in [chunks][blocks, in_stride] with `chunk_stride` elements between chunks
+/// (both strides multiples of 4, in_stride at least blocks), on `stream`. Allocates nothing.
+/// out.blocks() rows; one read of `in`, one write of `out`.
 void finish_rows(const float* in, std::int64_t in_stride, int chunks, std::int64_t chunk_stride,
                  const RowRule& rule, const SplitMatrix& out, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 
 #include "core/error.hpp"
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/select.hpp"
 
 namespace sw::cuda {
@@ -73,6 +74,24 @@ class Row {
     return total;
   }
 
+  /// Any associative and commutative combination over the CTA.
+  template <class Combine>
+  __device__ unsigned reduce(unsigned x, Combine combine) {
+    for (int offset = 16; offset > 0; offset /= 2) {
+      x = combine(x, __shfl_xor_sync(0xffffffffu, x, offset));
+    }
+    if constexpr (kWarps == 1) return x;
+    turn_ ^= 1;
+    if (threadIdx.x % 32 == 0) shared_.partial[turn_][threadIdx.x / 32] = static_cast<int>(x);
+    __syncthreads();
+    x = static_cast<unsigned>(shared_.partial[turn_][0]);
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) {
+      x = combine(x, static_cast<unsigned>(shared_.partial[turn_][w]));
+    }
+    return x;
+  }
+
   /// Number of blocks before each of this thread's blocks for which `flags` is set; returns the
   /// number of all.
   __device__ int rank(const bool (&flags)[kItems], int (&ranks)[kItems]) {
@@ -114,8 +133,25 @@ class Row {
   template <bool kExact>
   __device__ unsigned find_largest(const unsigned (&keys)[kItems], const bool (&flags)[kItems],
                                    int wanted, int& reaching) {
-    unsigned threshold = 0;
-    for (unsigned bit = 0x80000000u; bit != 0; bit >>= 1) {
+    unsigned largest = 0;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) largest = max(largest, flags[i] ? keys[i] : 0u);
+    largest = reduce(largest, [](unsigned a, unsigned b) { return max(a, b); });
+    unsigned differing = 0;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) differing |= flags[i] ? keys[i] ^ largest : 0u;
+    differing = reduce(differing, [](unsigned a, unsigned b) { return a | b; });
+    if (differing == 0) {
+      int count = 0;
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) count += flags[i];
+      reaching = sum(count);
+      return largest;
+    }
+    // Bits above the first that differs are known.
+    const unsigned first = 0x80000000u >> __clz(static_cast<int>(differing));
+    unsigned threshold = largest & ~(2 * first - 1);
+    for (unsigned bit = first; bit != 0; bit >>= 1) {
       const unsigned candidate = threshold | bit;
       int count = 0;
 #pragma unroll
@@ -144,6 +180,7 @@ __global__ void __launch_bounds__(kThreads) select_rows(SelectArgs p) {
   using RowType = Row<kThreads, kItems>;
   __shared__ typename RowType::Shared shared;
   RowType row(shared);
+  wait_for_previous();
   const int r = static_cast<int>(blockIdx.x);
   const int set = static_cast<int>(blockIdx.y);
   const std::int64_t index = static_cast<std::int64_t>(set) * p.rows + r;
@@ -374,10 +411,9 @@ SelectionView BudgetSelector::select(const ScoresView& scores, const BlockGeomet
   args.parts = parts_.data();
   args.nan = nan_.data();
 
-  const auto launch = [&](auto kernel, unsigned threads) {
+  const auto launch = [&](auto kernel, int threads) {
     const dim3 grid(static_cast<unsigned>(args.rows), static_cast<unsigned>(scores.groups));
-    kernel<<<grid, threads, 0, stream>>>(args);
-    check_launch("select_rows");
+    launch_chained("launch of select_rows", kernel, grid, threads, 0, stream, args);
   };
   if (b <= 128) {
     launch(select_rows<32, 4>, 32);

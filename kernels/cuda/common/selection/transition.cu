@@ -6,20 +6,17 @@
 
 #include "core/error.hpp"
 #include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
+#include "kernels/cuda/common/selection/scores.hpp"
 #include "kernels/cuda/common/selection/transition.hpp"
 
 namespace sw::cuda {
 namespace {
 
 constexpr int kMaxDim = 256;
-constexpr int kTile = 128;  ///< pooled queries and pooled keys of a score tile
-constexpr int kThreads = 256;
-constexpr int kTileBytes = kTile * kRowBytes;
-constexpr int kSumStride = kTile + 4;  ///< of the shared f32 tile, against bank conflicts
-
-// ---- Pooling, transform and split -------------------------------------------------------------
+constexpr int kDimStep = 64;  ///< pooled vectors are padded to a multiple
 
 /// What becomes of a pooled vector.
 struct EmitArgs {
@@ -112,6 +109,7 @@ struct PoolArgs {
 template <class T>
 __global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(const __grid_constant__ PoolArgs p) {
   __shared__ float shared[kPoolWarps][kMaxDim];
+  wait_for_previous();
   const int lane = static_cast<int>(threadIdx.x) & 31;
   std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kPoolWarps + threadIdx.x / 32;
   const std::int64_t queries = static_cast<std::int64_t>(p.side[0].heads) * p.side[0].count;
@@ -173,6 +171,7 @@ __global__ void __launch_bounds__(kPoolWarps * 32) pool_tokens(const __grid_cons
 __global__ void __launch_bounds__(kPoolWarps * 32)
     mean_over_heads(const __grid_constant__ PoolArgs p) {
   __shared__ float shared[kPoolWarps][kMaxDim];
+  wait_for_previous();
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int index = static_cast<int>(blockIdx.x) * kPoolWarps + static_cast<int>(threadIdx.x / 32);
   const int queries = p.side[0].count;
@@ -191,357 +190,6 @@ __global__ void __launch_bounds__(kPoolWarps * 32)
   __syncwarp();
   emit(x, e, s.operands + static_cast<std::int64_t>(u) * e.padded_dim, s.plane, s.scale + u,
        s.factor);
-}
-
-// ---- Scores ------------------------------------------------------------------------------------
-
-struct ScoreArgs {
-  const std::uint16_t* q;  ///< [2 planes][heads][padded query pools][padded dim]
-  const std::uint16_t* k;
-  std::int64_t q_plane;
-  std::int64_t k_plane;
-  const float* q_scale;
-  const float* k_scale;
-  float* lse;   ///< [heads][padded query pools]
-  float* sums;  ///< [head chunks][blocks, sum_stride]
-  std::int64_t sum_stride;
-  int heads;
-  int kv_heads;
-  int head_chunk;  ///< heads of a CTA
-  int queries;     ///< pooled queries of a head
-  int keys;
-  int padded_queries;
-  int padded_keys;
-  int padded_dim;
-  int blocks;
-  int query_shift;  ///< log2 of pooled queries a block
-  int key_shift;
-  bool causal;
-  int stages;
-};
-
-__device__ bool visible(const ScoreArgs& p, int u, int v) {
-  return u < p.queries && v < p.keys && (!p.causal || (v >> p.key_shift) <= (u >> p.query_shift));
-}
-/// Whether some pair of the tile at (u0, v0) is not visible.
-__device__ bool is_edge(const ScoreArgs& p, int u0, int v0) {
-  return u0 + kTile > p.queries || v0 + kTile > p.keys ||
-         (p.causal && ((v0 + kTile - 1) >> p.key_shift) > (u0 >> p.query_shift));
-}
-/// Whether no pair of it is.
-__device__ bool is_hidden(const ScoreArgs& p, int u0, int v0) {
-  return v0 >= p.keys || (p.causal && (v0 >> p.key_shift) > ((u0 + kTile - 1) >> p.query_shift));
-}
-
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ inline void wait_for_stage(int stages) {
-  if (stages >= 4) {
-    wait_copies<2>();
-  } else if (stages == 3) {
-    wait_copies<1>();
-  } else {
-    wait_copies<0>();
-  }
-  __syncthreads();
-}
-
-// 8 warps over a tile of 128 x 128: 2 below one another, 4 abreast, 64 x 32 each.
-constexpr int kWarpsN = 4;
-constexpr int kM = 4;
-constexpr int kN = 4;
-
-constexpr int planes_of(int terms) { return terms == 3 ? 2 : 1; }
-
-/// log2 of the softmax denominators: one CTA for 128 pooled queries of a head, which stay in shared
-/// memory while the keys pass.
-template <int kTerms>
-__global__ void __launch_bounds__(kThreads, kTerms == 1 ? 2 : 1) softmax_denominators(ScoreArgs p) {
-  constexpr int kPlanes = planes_of(kTerms);
-  constexpr int kStageBytes = kPlanes * kTileBytes;
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ float warp_max[kWarpsN][kTile];
-  __shared__ float warp_sum[kWarpsN][kTile];
-  const int chunks = p.padded_dim / kStep;
-  const std::uint32_t resident = shared_address(shared);
-  const std::uint32_t ring = resident + chunks * kStageBytes;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int m0 = warp / kWarpsN * kM * 16;
-  const int n0 = warp % kWarpsN * kN * 8;
-  const int u0 = static_cast<int>(blockIdx.x) * kTile;
-  const int head = static_cast<int>(blockIdx.y);
-  const int kv_head = head / (p.heads / p.kv_heads);
-  const std::int64_t q_row = static_cast<std::int64_t>(head) * p.padded_queries + u0;
-  const std::int64_t k_row = static_cast<std::int64_t>(kv_head) * p.padded_keys;
-  int tiles = (p.keys + kTile - 1) / kTile;
-  while (is_hidden(p, u0, (tiles - 1) * kTile)) --tiles;
-  const int steps = tiles * chunks;
-
-  int next = 0;
-  int next_tile = 0;
-  int next_chunk = 0;
-  int next_slot = 0;
-  const auto load = [&] {
-    if (next < steps) {
-      const std::uint16_t* from =
-          p.k + (k_row + next_tile * kTile) * p.padded_dim + next_chunk * kStep;
-#pragma unroll
-      for (int plane = 0; plane < kPlanes; ++plane) {
-        copy_tile<kTile, kThreads>(ring + next_slot * kStageBytes + plane * kTileBytes,
-                                   from + plane * p.k_plane, p.padded_dim);
-      }
-      ++next;
-      if (++next_chunk == chunks) next_chunk = 0, ++next_tile;
-      if (++next_slot == p.stages) next_slot = 0;
-    }
-    commit_copies();
-  };
-  for (int c = 0; c < chunks; ++c) {
-#pragma unroll
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      copy_tile<kTile, kThreads>(resident + c * kStageBytes + plane * kTileBytes,
-                                 p.q + plane * p.q_plane + q_row * p.padded_dim + c * kStep,
-                                 p.padded_dim);
-    }
-  }
-  for (int i = 0; i < p.stages - 1; ++i) load();
-
-  float row_scale[kM][2];
-  float row_max[kM][2];
-  float row_sum[kM][2];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      row_scale[m][half] = p.q_scale[q_row + m0 + m * 16 + half * 8 + lane / 4];
-      row_max[m][half] = -INFINITY;
-      row_sum[m][half] = 0.0f;
-    }
-  }
-  int slot = 0;
-  for (int tile = 0; tile < tiles; ++tile) {
-    float acc[kM][kN][4] = {};
-    float column_scale[kN][2];
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      const float2 pair = *reinterpret_cast<const float2*>(p.k_scale + k_row + tile * kTile + n0 +
-                                                           n * 8 + lane % 4 * 2);
-      column_scale[n][0] = pair.x;
-      column_scale[n][1] = pair.y;
-    }
-    for (int c = 0; c < chunks; ++c) {
-      wait_for_stage(p.stages);
-      load();
-      multiply_step<__half, kM, kN, kTerms, 0>(acc, resident + c * kStageBytes, kTileBytes,
-                                               ring + slot * kStageBytes, kTileBytes, m0, n0);
-      if (++slot == p.stages) slot = 0;
-    }
-    const auto add_tile = [&](auto edge) {
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int u = u0 + m0 + m * 16 + half * 8 + lane / 4;
-          float largest = row_max[m][half];
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              float& x = acc[m][n][half * 2 + c];
-              x *= column_scale[n][c] * row_scale[m][half];
-              if (edge() && !visible(p, u, tile * kTile + n0 + n * 8 + lane % 4 * 2 + c)) {
-                x = -INFINITY;
-              }
-              largest = fmaxf(largest, x);
-            }
-          }
-          const float base = largest == -INFINITY ? 0.0f : largest;
-          float sum = row_sum[m][half] * exp2_fast(row_max[m][half] - base);
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-            sum += exp2_fast(acc[m][n][half * 2] - base);
-            sum += exp2_fast(acc[m][n][half * 2 + 1] - base);
-          }
-          row_max[m][half] = largest;
-          row_sum[m][half] = sum;
-        }
-      }
-    };
-    is_edge(p, u0, tile * kTile) ? add_tile(std::true_type()) : add_tile(std::false_type());
-  }
-  // A row lies in the 4 lanes of a quad and in the 4 warps abreast.
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = row_max[m][half];
-      for (int offset = 1; offset < 4; offset *= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
-      }
-      const float base = largest == -INFINITY ? 0.0f : largest;
-      float sum = row_sum[m][half] * exp2_fast(row_max[m][half] - base);
-      for (int offset = 1; offset < 4; offset *= 2) {
-        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-      }
-      const int row = m0 + m * 16 + half * 8 + lane / 4;
-      warp_max[warp % kWarpsN][row] = largest;
-      warp_sum[warp % kWarpsN][row] = sum;
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x >= kTile) return;
-  float largest = -INFINITY;
-  for (int w = 0; w < kWarpsN; ++w) largest = fmaxf(largest, warp_max[w][threadIdx.x]);
-  const float base = largest == -INFINITY ? 0.0f : largest;
-  float sum = 0.0f;
-  for (int w = 0; w < kWarpsN; ++w) {
-    sum += warp_sum[w][threadIdx.x] * exp2f(warp_max[w][threadIdx.x] - base);
-  }
-  p.lse[q_row + threadIdx.x] = base + log2f(sum);
-}
-
-constexpr int kScaleBuffers = 4;  ///< as many heads as can be under way with 4 stages
-constexpr int kScaleBytes = kScaleBuffers * 3 * kTile * static_cast<int>(sizeof(float));
-
-/// Sum over the heads of a chunk of softmax probabilities, one CTA for 128 pooled queries and 128
-/// pooled keys; pairs of the same two blocks are then added up.
-template <int kTerms>
-__global__ void __launch_bounds__(kThreads, 1) sum_probabilities(ScoreArgs p) {
-  constexpr int kPlanes = planes_of(kTerms);
-  constexpr int kStageBytes = 2 * kPlanes * kTileBytes;
-  extern __shared__ __align__(128) unsigned char shared[];
-  float(*scales)[3][kTile] = reinterpret_cast<float(*)[3][kTile]>(shared);
-  const std::uint32_t scales_address = shared_address(shared);
-  const std::uint32_t ring = scales_address + kScaleBytes;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int m0 = warp / kWarpsN * kM * 16;
-  const int n0 = warp % kWarpsN * kN * 8;
-  const int u0 = static_cast<int>(blockIdx.y) * kTile;
-  const int v0 = static_cast<int>(blockIdx.x) * kTile;
-  const int first_head = static_cast<int>(blockIdx.z) * p.head_chunk;
-  const int heads = min(p.head_chunk, p.heads - first_head);
-  const int group = p.heads / p.kv_heads;
-  const int chunks = p.padded_dim / kStep;
-  const bool edge = is_edge(p, u0, v0);
-
-  float sum[kM][kN][4] = {};
-  if (!is_hidden(p, u0, v0)) {
-    int next_head = 0;
-    int next_chunk = 0;
-    int next_slot = 0;
-    const auto load = [&] {
-      if (next_head < heads) {
-        const int head = first_head + next_head;
-        const std::int64_t q_row = static_cast<std::int64_t>(head) * p.padded_queries + u0;
-        const std::int64_t k_row = static_cast<std::int64_t>(head / group) * p.padded_keys + v0;
-        const std::uint32_t q = ring + next_slot * kStageBytes;
-        const std::uint32_t k = q + kPlanes * kTileBytes;
-#pragma unroll
-        for (int plane = 0; plane < kPlanes; ++plane) {
-          copy_tile<kTile, kThreads>(
-              q + plane * kTileBytes,
-              p.q + plane * p.q_plane + q_row * p.padded_dim + next_chunk * kStep, p.padded_dim);
-          copy_tile<kTile, kThreads>(
-              k + plane * kTileBytes,
-              p.k + plane * p.k_plane + k_row * p.padded_dim + next_chunk * kStep, p.padded_dim);
-        }
-        if (next_chunk == 0 && threadIdx.x < 96) {
-          const int which = static_cast<int>(threadIdx.x) / 32;
-          const float* from = which == 0   ? p.q_scale + q_row
-                              : which == 1 ? p.lse + q_row
-                                           : p.k_scale + k_row;
-          const int buffer = next_head % kScaleBuffers;
-          copy_async(scales_address + ((buffer * 3 + which) * kTile + lane * 4) * 4,
-                     from + lane * 4);
-        }
-        if (++next_chunk == chunks) next_chunk = 0, ++next_head;
-        if (++next_slot == p.stages) next_slot = 0;
-      }
-      commit_copies();
-    };
-    for (int i = 0; i < p.stages - 1; ++i) load();
-    int slot = 0;
-    for (int h = 0; h < heads; ++h) {
-      float acc[kM][kN][4] = {};
-      for (int c = 0; c < chunks; ++c) {
-        wait_for_stage(p.stages);
-        load();
-        const std::uint32_t q = ring + slot * kStageBytes;
-        multiply_step<__half, kM, kN, kTerms, 0>(acc, q, kTileBytes, q + kPlanes * kTileBytes,
-                                                 kTileBytes, m0, n0);
-        if (++slot == p.stages) slot = 0;
-      }
-      const auto add_head = [&](auto edge_tile) {
-        const float(*scale)[kTile] = scales[h % kScaleBuffers];
-        float2 column_scale[kN];
-#pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          column_scale[n] = *reinterpret_cast<const float2*>(&scale[2][n0 + n * 8 + lane % 4 * 2]);
-        }
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int row = m0 + m * 16 + half * 8 + lane / 4;
-            const float row_scale = scale[0][row];
-            const float lse = scale[1][row];
-#pragma unroll
-            for (int n = 0; n < kN; ++n) {
-#pragma unroll
-              for (int c = 0; c < 2; ++c) {
-                const float column = c == 0 ? column_scale[n].x : column_scale[n].y;
-                float x = acc[m][n][half * 2 + c] * (column * row_scale) - lse;
-                if (edge_tile() && !visible(p, u0 + row, v0 + n0 + n * 8 + lane % 4 * 2 + c)) {
-                  x = -INFINITY;
-                }
-                sum[m][n][half * 2 + c] += exp2_fast(x);
-              }
-            }
-          }
-        }
-      };
-      edge ? add_head(std::true_type()) : add_head(std::false_type());
-    }
-    wait_copies<0>();
-  }
-  __syncthreads();
-  float* tile = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        const int row = m0 + m * 16 + half * 8 + lane / 4;
-        *reinterpret_cast<float2*>(&tile[row * kSumStride + n0 + n * 8 + lane % 4 * 2]) =
-            float2{sum[m][n][half * 2], sum[m][n][half * 2 + 1]};
-      }
-    }
-  }
-  __syncthreads();
-  const int cols = kTile >> p.key_shift;
-  const int outputs = (kTile >> p.query_shift) * cols;
-  float* out = p.sums + blockIdx.z * (p.blocks * p.sum_stride);
-  for (int index = static_cast<int>(threadIdx.x); index < outputs; index += kThreads) {
-    const int i = index / cols;
-    const int j = index % cols;
-    const std::int64_t block_row = (u0 >> p.query_shift) + i;
-    const std::int64_t block_col = (v0 >> p.key_shift) + j;
-    if (block_row >= p.blocks || block_col >= p.blocks) continue;
-    float total = 0.0f;
-    for (int u = i << p.query_shift; u < (i + 1) << p.query_shift; ++u) {
-      for (int v = j << p.key_shift; v < (j + 1) << p.key_shift; ++v) {
-        total += tile[u * kSumStride + v];
-      }
-    }
-    out[block_row * p.sum_stride + block_col] = total;
-  }
 }
 
 int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -595,7 +243,7 @@ Transition::Transition(const AttentionShape& shape, const SketchParams& params)
   transformed_ = !sketch.is_full();
   params_.exact = !transformed_;
   dim_ = transformed_ ? static_cast<int>(sketch.dim()) : shape.head_dim;
-  padded_dim_ = round_up(dim_, kStep);
+  padded_dim_ = round_up(dim_, kDimStep);
   const bool mean = params.aggregation == SketchParams::Aggregation::kHeadMean;
   const auto make_side = [&](Side& side, int heads, std::int64_t pool) {
     side.input_heads = heads;
@@ -687,20 +335,18 @@ void Transition::pool(const HeadsPointer& q, const HeadsPointer& k, Element elem
                       params_.partial_mean,
                       emit_args};
   const auto grid = [](std::int64_t warps) {
-    return static_cast<unsigned>((warps + kPoolWarps - 1) / kPoolWarps);
+    return dim3(static_cast<unsigned>((warps + kPoolWarps - 1) / kPoolWarps));
   };
   std::int64_t warps = 0;
   for (const SideArgs& side : args.side)
     warps += static_cast<std::int64_t>(side.heads) * side.count;
   const auto launch = [&](auto kernel) {
-    kernel<<<grid(warps), kPoolWarps * 32, 0, stream>>>(args);
-    check_launch("pool_tokens");
+    launch_chained("launch of pool_tokens", kernel, grid(warps), kPoolWarps * 32, 0, stream, args);
   };
   element == Element::kBf16 ? launch(pool_tokens<__nv_bfloat16>) : launch(pool_tokens<__half>);
   if (args.side[0].means == nullptr) return;
-  mean_over_heads<<<grid(args.side[0].count + args.side[1].count), kPoolWarps * 32, 0, stream>>>(
-      args);
-  check_launch("mean_over_heads");
+  launch_chained("launch of mean_over_heads", mean_over_heads,
+                 grid(args.side[0].count + args.side[1].count), kPoolWarps * 32, 0, stream, args);
 }
 
 void Transition::score(cudaStream_t stream) {
@@ -732,23 +378,11 @@ void Transition::score(cudaStream_t stream) {
   p.head_chunk = (p.heads + head_chunks_ - 1) / head_chunks_;
   head_chunks_ = (p.heads + p.head_chunk - 1) / p.head_chunk;
 
-  const auto launch = [&](auto kernel, dim3 grid, int stage_bytes, int other_bytes, int at_least,
-                          const char* name) {
-    p.stages = pipeline_stages(stage_bytes, other_bytes);
-    const int shared = std::max(p.stages * stage_bytes + other_bytes, at_least);
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
-    kernel<<<grid, kThreads, static_cast<std::size_t>(shared), stream>>>(p);
-    check_launch(name);
-  };
-  constexpr int kTerms = 3;
-  constexpr int kPlaneBytes = planes_of(kTerms) * kTileBytes;
-  launch(softmax_denominators<kTerms>,
-         dim3(static_cast<unsigned>(row_tiles), static_cast<unsigned>(p.heads)), kPlaneBytes,
-         padded_dim_ / kStep * kPlaneBytes + 2 * kWarpsN * kTile * 4, 0, "softmax_denominators");
-  launch(sum_probabilities<kTerms>,
-         dim3(static_cast<unsigned>(col_tiles), static_cast<unsigned>(row_tiles),
-              static_cast<unsigned>(head_chunks_)),
-         2 * kPlaneBytes, kScaleBytes, kTile * kSumStride * 4, "sum_probabilities");
+  if (has_warpgroups()) {
+    launch_scores_hopper(p, head_chunks_, stream);
+  } else {
+    launch_scores_portable(p, head_chunks_, stream);
+  }
 }
 
 void Transition::finish(SplitMatrix& out, cudaStream_t stream) {
