@@ -18,29 +18,28 @@
 /// masked instances every step is masked, by the positions that the producer leaves in the slot.
 namespace sw::cuda::prefill {
 
-#ifndef SW_POLY
-#define SW_POLY 2
+#ifndef SW_LAZY
+#define SW_LAZY 0.0f
+#endif
+#ifndef SW_AHEAD
+#define SW_AHEAD 1
 #endif
 constexpr int kFine = 64;           // tokens of a fine block: rows of a warpgroup, rows of a copy
 constexpr int kPanelBytes = 8192;   // 64 rows of 64 columns
 constexpr int kNowhere = INT_MAX / 2;  // position of keys that no query sees
 constexpr int kMaxShared = 232448;  // bytes that a CTA may have
 constexpr int kSharedOfTwo = 115712;  // and each of two on a multiprocessor
-constexpr int kMailSlots = 4;
-constexpr float kLazyLog2 = 8.0f;   // the reference of the exponentials may lag by this much
+constexpr float kLazyLog2 = SW_LAZY;   // the reference of the exponentials may lag by this much
 
 template <Element kElement>
 using Storage = std::conditional_t<kElement == Element::kBf16, __nv_bfloat16, __half>;
 
-/// `kCluster` CTAs (1 or 2) have the same row and KV head, and different query heads: each fetches
-/// half of every slot, for both.
-template <Element kElement, int kDim, int kWarpgroups, bool kMasked, int kCluster = 1>
+template <Element kElement, int kDim, int kWarpgroups, bool kMasked>
 struct Config {
   using T = Storage<kElement>;
   static constexpr int dim = kDim;
   static constexpr int warpgroups = kWarpgroups;
   static constexpr bool masked = kMasked;
-  static constexpr int cluster = kCluster;
   static constexpr int keys = (kDim <= 128 && kWarpgroups == 2) ? 128 : 64;  // of a step
   static constexpr int halves = keys / kFine;
   static constexpr int panels = kDim / 64;
@@ -56,9 +55,9 @@ struct Config {
   static constexpr int threads = 128 * (kWarpgroups + 1);
   // What the launch gives to a thread, times the threads, is dealt out anew.
   static constexpr int producer_registers =
-      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked || kCluster > 1 ? 40 : 24;
+      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked ? 40 : 24;
   static constexpr int consumer_registers =
-      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked || kCluster > 1 ? 232 : 240;
+      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked ? 232 : 240;
 };
 
 /// What a consumer must know of a tile, written by the producer with the queries.
@@ -76,9 +75,6 @@ struct Control {
   std::uint64_t query_full[C::warpgroups];
   std::uint64_t query_empty[C::warpgroups];
   Tile tile[C::warpgroups];
-  // Clusters: tiles that CTA 0 drew, for CTA 1. CTA 0 is at most two tiles ahead.
-  std::uint64_t mail_full[C::cluster > 1 ? kMailSlots : 1];
-  int mail[C::cluster > 1 ? kMailSlots : 1];
   int2 keys[C::masked ? C::slots : 1][2];  // position of a fine block, and whether it is kept
 };
 
@@ -239,7 +235,7 @@ class KeyBlocks {
 
 template <class C>
 __device__ void load_slot(const Shared<C>& shared, Ring<C>& ring, const CUtensorMap& map,
-                          const FineBlock (&blocks)[C::halves], int kv_head, int rank, bool leader) {
+                          const FineBlock (&blocks)[C::halves], int kv_head, bool leader) {
   ptx::barrier_wait(shared.empty(ring.slot), ring.phase ^ 1);
   if (leader) {
     const std::uint32_t full = shared.full(ring.slot);
@@ -253,18 +249,12 @@ __device__ void load_slot(const Shared<C>& shared, Ring<C>& ring, const CUtensor
     ptx::barrier_arrive_expect(full, C::slot_bytes);
 #pragma unroll
     for (int h = 0; h < C::halves; ++h) {
-      if (C::cluster > 1 && h != rank) continue;
       // An absent half is loaded all the same: its probabilities are 0, but V must be finite.
       const int token = (blocks[h].index < 0 ? blocks[0].index : blocks[h].index) * kFine;
 #pragma unroll
       for (int panel = 0; panel < C::panels; ++panel) {
-        const std::uint32_t place =
-            shared.slot(ring.slot) + (panel * C::halves + h) * kPanelBytes;
-        if constexpr (C::cluster > 1) {
-          ptx::copy_box_multicast(place, map, full, 0b11, panel * 64, token, kv_head);
-        } else {
-          ptx::copy_box(place, map, full, panel * 64, token, kv_head);
-        }
+        ptx::copy_box(shared.slot(ring.slot) + (panel * C::halves + h) * kPanelBytes, map, full,
+                      panel * 64, token, kv_head);
       }
     }
   }
@@ -314,26 +304,16 @@ __device__ void produce(const PrefillParams& p, const Shared<C>& shared) {
   }
   Ring<C> ring;
   std::uint32_t query_phase = 0;
-  const int rank = C::cluster > 1 ? ptx::cluster_rank() : 0;
-  int drawn = 0;
-  int index = static_cast<int>(blockIdx.x) / C::cluster;
+  int index = static_cast<int>(blockIdx.x);
   while (index < p.tiles) {
     int following = 0;
-    const int mail = drawn++ % kMailSlots;
-    if (leader && rank == 0) {
-      following = static_cast<int>(gridDim.x) / C::cluster + atomicAdd(p.tile_counter, 1);
-      if constexpr (C::cluster > 1) {
-        ptx::store_cluster(
-            ptx::cluster_address(ptx::shared_address(&shared.control->mail[mail]), 1), following,
-            ptx::cluster_address(ptx::shared_address(&shared.control->mail_full[mail]), 1));
-      }
-    }
+    if (leader) following = static_cast<int>(gridDim.x) + atomicAdd(p.tile_counter, 1);
 
     // KV heads one after the other, so that their K and V stay in L2; long rows first.
     const int tiles_of_kv = p.tile_rows * p.sets;
     const int kv_head = index / tiles_of_kv;
     const int row = p.tile_rows - 1 - index % tiles_of_kv / p.sets;
-    const int set = index % p.sets * C::cluster + rank;
+    const int set = index % p.sets;
     const int fine = p.first_fine + row * p.rows_per_tile;
     KeyBlocks<C::masked> list(p, kv_head * p.group + set * p.heads_per_tile, fine, lane);
     const int steps = (list.count() + C::halves - 1) / C::halves;
@@ -347,20 +327,14 @@ __device__ void produce(const PrefillParams& p, const Shared<C>& shared) {
         for (int h = 0; h < C::halves; ++h) {
           now[h] = i == 0 && h == 1 && odd ? FineBlock{-1, false} : list.next();
         }
-        load_slot<C>(shared, ring, p.k, now, kv_head, rank, leader);
+        load_slot<C>(shared, ring, p.k, now, kv_head, leader);
         if (i == 0) load_queries<C>(p, shared, query_phase, kv_head, set, fine, steps, now, leader);
       }
-      if (i > 0) load_slot<C>(shared, ring, p.v, before, kv_head, rank, leader);
+      if (i > 0) load_slot<C>(shared, ring, p.v, before, kv_head, leader);
 #pragma unroll
       for (int h = 0; h < C::halves; ++h) before[h] = now[h];
     }
     query_phase ^= 1;
-    if (C::cluster > 1 && rank == 1) {
-      const std::uint32_t full = ptx::shared_address(&shared.control->mail_full[mail]);
-      if (leader) ptx::barrier_arrive_expect(full, 4);
-      ptx::barrier_wait(full, (drawn - 1) / kMailSlots % 2);
-      following = shared.control->mail[mail];
-    }
     index = __shfl_sync(0xffffffffu, following, 0);
   }
 #pragma unroll
@@ -379,20 +353,6 @@ __device__ inline float exp2_hardware(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-/// 2^x for x <= kLazyLog2 by a quartic in the fraction (relative error 2.6e-6), without the special
-/// function unit. Tiny results stop at 2^-126.
-__device__ inline float exp2_polynomial(float x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  x = fmaxf(x, -126.0f);
-  const float rounded = x + kMagic;
-  const float f = x - (rounded - kMagic);
-  float y = fmaf(0.009570101946812917f, f, 0.05591786158533334f);
-  y = fmaf(y, f, 0.24024744837984488f);
-  y = fmaf(y, f, 0.6931218145829676f);
-  y = fmaf(y, f, 0.9999992614392343f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(rounded) << 23));
 }
 
 template <class T>
@@ -455,11 +415,8 @@ __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState
     float odd = 0.0f;
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
-      const float x = fmaf(s[i + 2 * r], scale_log2, -rows.reference[r]);
-      const float y = fmaf(s[i + 2 * r + 1], scale_log2, -rows.reference[r]);
-      s[i + 2 * r] = exp2_hardware(x);
-      // head_dim 64 is bound by the special function unit.
-      s[i + 2 * r + 1] = C::dim == 64 && i / 4 % 8 < SW_POLY ? exp2_polynomial(y) : exp2_hardware(y);
+      s[i + 2 * r] = exp2_hardware(fmaf(s[i + 2 * r], scale_log2, -rows.reference[r]));
+      s[i + 2 * r + 1] = exp2_hardware(fmaf(s[i + 2 * r + 1], scale_log2, -rows.reference[r]));
       even += s[i + 2 * r];
       odd += s[i + 2 * r + 1];
     }
@@ -585,27 +542,35 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   float s[C::keys / 2];
   float o[C::dim / 2];
   std::uint32_t probabilities[C::keys / 4];
-  // In a cluster, lane i tells CTA i.
-  const std::uint32_t empty = C::cluster > 1
-                                  ? ptx::cluster_address(shared.empty(0), threadIdx.x % C::cluster)
-                                  : shared.empty(0);
   const auto release = [&](int slot) {
     if constexpr (C::masked) __syncwarp();  // all lanes have read the slot's positions
-    if constexpr (C::cluster > 1) {
-      if (threadIdx.x % 32 < C::cluster) ptx::barrier_arrive_cluster(empty + slot * 8);
-    } else {
-      if (leader) ptx::barrier_arrive(empty + slot * 8);
-    }
+    if (leader) ptx::barrier_arrive(shared.empty(slot));
   };
   const auto release_queries = [&] {
     if (leader) ptx::barrier_arrive(shared.query_empty(group));
   };
 
-  for (std::uint32_t query_phase = 0;; query_phase ^= 1) {
+  std::uint32_t query_phase = 0;
+  const auto next_tile = [&] {
     ptx::barrier_wait(shared.query_full(group), query_phase);
-    const Tile tile = shared.control->tile[group];
-    const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);
-    if (steps == 0) break;
+    query_phase ^= 1;
+    Tile tile = shared.control->tile[group];
+    tile.steps = __shfl_sync(0xffffffffu, tile.steps, 0);  // known to be the same in all lanes
+    return tile;
+  };
+  // Without a tile, whatever the slot holds is multiplied.
+  const auto issue_first_logits = [&](const Tile& tile) {
+    if (tile.steps > 0) ptx::barrier_wait(shared.full(ring.slot), ring.phase);
+    ptx::pin(s);
+    ptx::mma_fence();
+    issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
+  };
+
+  Tile tile = next_tile();
+  issue_first_logits(tile);
+  ptx::mma_wait<0>();
+  ptx::pin(s);
+  while (tile.steps > 0) {
     const int first_query = tile.fine * kFine + warp * 16;
     const auto mask_step = [&](int slot) {
       if constexpr (C::masked) {
@@ -629,12 +594,6 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
 #pragma unroll
     for (int i = 0; i < C::dim / 2; ++i) o[i] = 0.0f;
 
-    ptx::barrier_wait(shared.full(ring.slot), ring.phase);
-    ptx::pin(s);
-    ptx::mma_fence();
-    issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
-    ptx::mma_wait<0>();
-    ptx::pin(s);
     if constexpr (C::masked) {
       mask_step(ring.slot);
     } else {
@@ -645,11 +604,11 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     }
     release(ring.slot);
     ring.advance();
-    if (steps == 1) release_queries();
+    if (tile.steps == 1) release_queries();
     softmax_step<C>(s, scale_log2, rows, factor);
     pack_all<C>(s, probabilities);
 
-    for (int i = 1; i < steps; ++i) {
+    for (int i = 1; i < tile.steps; ++i) {
       ptx::barrier_wait(shared.full(ring.slot), ring.phase);
       ptx::pin(s);
       ptx::pin(o);
@@ -667,7 +626,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
       ptx::pin(s);
       mask_step(key_slot);
       release(key_slot);
-      if (i + 1 == steps) release_queries();
+      if (i + 1 == tile.steps) release_queries();
       const bool moved = softmax_step<C>(s, scale_log2, rows, factor);
       ptx::pin(s);
       // The wait is in a block of its own: the assembler would move it ahead of the exponentials.
@@ -690,11 +649,25 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     ptx::pin(probabilities);
     ptx::mma_fence();
     issue_values<C>(o, probabilities, values + ring.slot * kSlotStep);
-    ptx::mma_wait<0>();
-    ptx::pin(o);
-    release(ring.slot);
+    const int value_slot = ring.slot;
     ring.advance();
-    store_output<C>(p, tile, rows, o, warp);
+    // The first logits of the next tile are computed while the output of this one is written.
+    if constexpr (!SW_AHEAD) {
+      ptx::mma_wait<0>();
+      ptx::pin(o);
+      store_output<C>(p, tile, rows, o, warp);
+    }
+    const Tile next = next_tile();
+    issue_first_logits(next);
+    if constexpr (SW_AHEAD) {
+      ptx::mma_wait<1>();
+      ptx::pin(o);
+    }
+    release(value_slot);
+    if constexpr (SW_AHEAD) store_output<C>(p, tile, rows, o, warp);
+    ptx::mma_wait<0>();
+    ptx::pin(s);
+    tile = next;
   }
 }
 
@@ -706,12 +679,7 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::slots; ++i) {
       ptx::barrier_init(shared.full(i), 1);
-      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups * C::cluster);
-    }
-    if constexpr (C::cluster > 1) {
-      for (std::uint64_t& full : shared.control->mail_full) {
-        ptx::barrier_init(ptx::shared_address(&full), 1);
-      }
+      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups);
     }
     for (int w = 0; w < C::warpgroups; ++w) {
       ptx::barrier_init(shared.query_full(w), 1);
@@ -719,14 +687,7 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
     }
     ptx::fence_barrier_init();
   }
-  const auto sync = [] {
-    if constexpr (C::cluster > 1) {
-      ptx::cluster_sync();
-    } else {
-      __syncthreads();
-    }
-  };
-  sync();
+  __syncthreads();
   if (threadIdx.x < 128) {
     ptx::shrink_registers<C::producer_registers>();
     if (threadIdx.x < 32) produce<C>(p, shared);
@@ -734,12 +695,11 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
     ptx::grow_registers<C::consumer_registers>();
     consume<C>(p, shared);
   }
-  if constexpr (C::cluster > 1) sync();  // the other CTA may still write here
 }
 
 template <class C>
 PrefillInstance instance() {
-  return {C::threads, C::shared_bytes, C::ctas, C::cluster, prefill_kernel<C>};
+  return {C::threads, C::shared_bytes, C::ctas, prefill_kernel<C>};
 }
 
 }  // namespace sw::cuda::prefill
@@ -747,7 +707,7 @@ PrefillInstance instance() {
 namespace sw::cuda {
 
 template <Element kElement, int kDim>
-PrefillInstance prefill_instance(int warpgroups, bool masked, bool cluster) {
+PrefillInstance prefill_instance(int warpgroups, bool masked) {
   using prefill::Config;
   using prefill::instance;
   if constexpr (kDim == 64) {
@@ -755,9 +715,6 @@ PrefillInstance prefill_instance(int warpgroups, bool masked, bool cluster) {
       return masked ? instance<Config<kElement, kDim, 4, true>>()
                     : instance<Config<kElement, kDim, 4, false>>();
     }
-  }
-  if constexpr (kDim == 128) {
-    if (cluster) return instance<Config<kElement, kDim, 2, false, 2>>();
   }
   if (warpgroups == 2) {
     return masked ? instance<Config<kElement, kDim, 2, true>>()

@@ -49,34 +49,12 @@ __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity)
   } while (done == 0);
 }
 
-// ---- clusters
-
-__device__ inline int cluster_rank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
+/// Hardware barrier `id` (1..15) among `threads` threads of the CTA: wait for all, or only arrive.
+__device__ inline void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-/// Waits for all threads of the cluster.
-__device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-/// The address, for the two functions below, of the same place in CTA `rank` of the cluster.
-__device__ inline std::uint32_t cluster_address(std::uint32_t address, int rank) {
-  std::uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-__device__ inline void barrier_arrive_cluster(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
-}
-/// Stores 4 bytes, which the barrier (of the same CTA as the address) counts.
-__device__ inline void store_cluster(std::uint32_t address, int value, std::uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(
-                   address),
-               "r"(value), "r"(barrier)
-               : "memory");
+__device__ inline void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- copies
@@ -89,16 +67,6 @@ __device__ inline void copy_box(std::uint32_t destination, const CUtensorMap& ma
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(destination),
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-/// The same, to the same place in each CTA of the cluster whose bit is set in `ctas`.
-__device__ inline void copy_box_multicast(std::uint32_t destination, const CUtensorMap& map,
-                                          std::uint32_t barrier, std::uint16_t ctas, int x, int y,
-                                          int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(destination),
-      "l"(&map), "r"(barrier), "h"(ctas), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap& map) {
