@@ -165,8 +165,15 @@ void launch_prefill_attention(const PrefillAttention& a, cudaStream_t stream) {
   // of one block (or of a dense row). Otherwise each warpgroup is a CTA, two on a multiprocessor.
   const bool heads_share =
       p.group > 1 && (selection == nullptr || selection->groups <= a.num_kv_heads);
-  const bool rows_share = !masked && (selection == nullptr || p.fine_per_block % 2 == 0);
+  // The diagonals of two rows must lie in one step, which is of 64 keys for head_dim 256.
+  const bool rows_share =
+      !masked && a.head_dim <= 128 && (selection == nullptr || p.fine_per_block % 2 == 0);
   p.heads_per_tile = heads_share && !(rows_share && p.group % 2 != 0) ? 2 : 1;
+  // head_dim 64 leaves registers for four warpgroups, unless more of them would have no head.
+  if (a.head_dim == 64 && p.heads_per_tile == 2 &&
+      ceil_div(p.group, 4) * 4 == ceil_div(p.group, 2) * 2) {
+    p.heads_per_tile = 4;
+  }
   p.rows_per_tile = p.heads_per_tile == 1 && rows_share ? 2 : 1;
   p.sets = static_cast<int>(ceil_div(p.group, p.heads_per_tile));
   p.first_fine = static_cast<int>(query_begin / (kFine * p.rows_per_tile)) * p.rows_per_tile;

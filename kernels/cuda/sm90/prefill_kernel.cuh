@@ -18,15 +18,18 @@
 /// masked instances every step is masked, by the positions that the producer leaves in the slot.
 namespace sw::cuda::prefill {
 
-#ifndef SW_TURNS
-#define SW_TURNS 0
+#ifndef SW_LAZY
+#define SW_LAZY 0.0f
+#endif
+#ifndef SW_AHEAD
+#define SW_AHEAD 1
 #endif
 constexpr int kFine = 64;           // tokens of a fine block: rows of a warpgroup, rows of a copy
 constexpr int kPanelBytes = 8192;   // 64 rows of 64 columns
 constexpr int kNowhere = INT_MAX / 2;  // position of keys that no query sees
 constexpr int kMaxShared = 232448;  // bytes that a CTA may have
 constexpr int kSharedOfTwo = 115712;  // and each of two on a multiprocessor
-constexpr float kLazyLog2 = 8.0f;   // the reference of the exponentials may lag by this much
+constexpr float kLazyLog2 = SW_LAZY;   // the reference of the exponentials may lag by this much
 
 template <Element kElement>
 using Storage = std::conditional_t<kElement == Element::kBf16, __nv_bfloat16, __half>;
@@ -43,16 +46,18 @@ struct Config {
   static constexpr int query_bytes = kFine * kDim * 2;  // of a warpgroup
   static constexpr int slot_bytes = keys * kDim * 2;
   static constexpr int ctas = (kWarpgroups == 1 && kDim <= 128) ? 2 : 1;
-  static constexpr int control_bytes = 512;
+  static constexpr int control_bytes = 1024;
   static constexpr int slots =
-      std::min(8, ((ctas == 2 ? kSharedOfTwo : kMaxShared) - control_bytes -
+      std::min(16, ((ctas == 2 ? kSharedOfTwo : kMaxShared) - control_bytes -
                    kWarpgroups * query_bytes) /
                       slot_bytes);
   static constexpr int shared_bytes = kWarpgroups * query_bytes + slots * slot_bytes + control_bytes;
   static constexpr int threads = 128 * (kWarpgroups + 1);
-  static constexpr bool turns = SW_TURNS && kWarpgroups == 2;
-  static constexpr int producer_registers = ctas == 2 || kMasked ? 40 : 24;
-  static constexpr int consumer_registers = ctas == 2 ? 216 : kMasked ? 232 : 240;
+  // What the launch gives to a thread, times the threads, is dealt out anew.
+  static constexpr int producer_registers =
+      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked ? 40 : 24;
+  static constexpr int consumer_registers =
+      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked ? 232 : 240;
 };
 
 /// What a consumer must know of a tile, written by the producer with the queries.
@@ -350,19 +355,6 @@ __device__ inline float exp2_hardware(float x) {
   return y;
 }
 
-/// 2^x for x <= kLazyLog2 by a cubic in the fraction (relative error 7.5e-5, far below the rounding
-/// of the probabilities), without the special function unit.
-__device__ inline float exp2_polynomial(float x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  x = fmaxf(x, -126.0f);
-  const float rounded = x + kMagic;
-  const float f = x - (rounded - kMagic);
-  float y = fmaf(0.05517166935952014f, f, 0.24261113138277207f);
-  y = fmaf(y, f, 0.6932609862029603f);
-  y = fmaf(y, f, 0.9999280729973523f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(rounded) << 23));
-}
-
 template <class T>
 __device__ std::uint32_t pack(float low, float high);
 template <>
@@ -423,11 +415,8 @@ __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState
     float odd = 0.0f;
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
-      const float x = fmaf(s[i + 2 * r], scale_log2, -rows.reference[r]);
-      const float y = fmaf(s[i + 2 * r + 1], scale_log2, -rows.reference[r]);
-      s[i + 2 * r] = exp2_hardware(x);
-      // head_dim 64 is bound by the special function unit.
-      s[i + 2 * r + 1] = C::dim == 64 && i % 8 == 0 ? exp2_polynomial(y) : exp2_hardware(y);
+      s[i + 2 * r] = exp2_hardware(fmaf(s[i + 2 * r], scale_log2, -rows.reference[r]));
+      s[i + 2 * r + 1] = exp2_hardware(fmaf(s[i + 2 * r + 1], scale_log2, -rows.reference[r]));
       even += s[i + 2 * r];
       odd += s[i + 2 * r + 1];
     }
@@ -561,14 +550,27 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     if (leader) ptx::barrier_arrive(shared.query_empty(group));
   };
 
-  if constexpr (C::turns) {
-    if (group == 1) ptx::named_barrier_arrive(1, 256);  // warpgroup 0 begins
-  }
-  for (std::uint32_t query_phase = 0;; query_phase ^= 1) {
+  std::uint32_t query_phase = 0;
+  const auto next_tile = [&] {
     ptx::barrier_wait(shared.query_full(group), query_phase);
-    const Tile tile = shared.control->tile[group];
-    const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);
-    if (steps == 0) break;
+    query_phase ^= 1;
+    Tile tile = shared.control->tile[group];
+    tile.steps = __shfl_sync(0xffffffffu, tile.steps, 0);  // known to be the same in all lanes
+    return tile;
+  };
+  // Without a tile, whatever the slot holds is multiplied.
+  const auto issue_first_logits = [&](const Tile& tile) {
+    if (tile.steps > 0) ptx::barrier_wait(shared.full(ring.slot), ring.phase);
+    ptx::pin(s);
+    ptx::mma_fence();
+    issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
+  };
+
+  Tile tile = next_tile();
+  issue_first_logits(tile);
+  ptx::mma_wait<0>();
+  ptx::pin(s);
+  while (tile.steps > 0) {
     const int first_query = tile.fine * kFine + warp * 16;
     const auto mask_step = [&](int slot) {
       if constexpr (C::masked) {
@@ -592,12 +594,6 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
 #pragma unroll
     for (int i = 0; i < C::dim / 2; ++i) o[i] = 0.0f;
 
-    ptx::barrier_wait(shared.full(ring.slot), ring.phase);
-    ptx::pin(s);
-    ptx::mma_fence();
-    issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
-    ptx::mma_wait<0>();
-    ptx::pin(s);
     if constexpr (C::masked) {
       mask_step(ring.slot);
     } else {
@@ -608,16 +604,15 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     }
     release(ring.slot);
     ring.advance();
-    if (steps == 1) release_queries();
+    if (tile.steps == 1) release_queries();
     softmax_step<C>(s, scale_log2, rows, factor);
     pack_all<C>(s, probabilities);
 
-    for (int i = 1; i < steps; ++i) {
+    for (int i = 1; i < tile.steps; ++i) {
       ptx::barrier_wait(shared.full(ring.slot), ring.phase);
       ptx::pin(s);
       ptx::pin(o);
       ptx::pin(probabilities);
-      if constexpr (C::turns) ptx::named_barrier_sync(1 + group, 256);
       ptx::mma_fence();
       issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
       const int key_slot = ring.slot;
@@ -625,14 +620,13 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
       ptx::barrier_wait(shared.full(ring.slot), ring.phase);
       ptx::mma_fence();
       issue_values<C>(o, probabilities, values + ring.slot * kSlotStep);
-      if constexpr (C::turns) ptx::named_barrier_arrive(1 + (group ^ 1), 256);
       const int value_slot = ring.slot;
       ring.advance();
       ptx::mma_wait<1>();
       ptx::pin(s);
       mask_step(key_slot);
       release(key_slot);
-      if (i + 1 == steps) release_queries();
+      if (i + 1 == tile.steps) release_queries();
       const bool moved = softmax_step<C>(s, scale_log2, rows, factor);
       ptx::pin(s);
       // The wait is in a block of its own: the assembler would move it ahead of the exponentials.
@@ -655,11 +649,25 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     ptx::pin(probabilities);
     ptx::mma_fence();
     issue_values<C>(o, probabilities, values + ring.slot * kSlotStep);
-    ptx::mma_wait<0>();
-    ptx::pin(o);
-    release(ring.slot);
+    const int value_slot = ring.slot;
     ring.advance();
-    store_output<C>(p, tile, rows, o, warp);
+    // The first logits of the next tile are computed while the output of this one is written.
+    if constexpr (!SW_AHEAD) {
+      ptx::mma_wait<0>();
+      ptx::pin(o);
+      store_output<C>(p, tile, rows, o, warp);
+    }
+    const Tile next = next_tile();
+    issue_first_logits(next);
+    if constexpr (SW_AHEAD) {
+      ptx::mma_wait<1>();
+      ptx::pin(o);
+    }
+    release(value_slot);
+    if constexpr (SW_AHEAD) store_output<C>(p, tile, rows, o, warp);
+    ptx::mma_wait<0>();
+    ptx::pin(s);
+    tile = next;
   }
 }
 
@@ -702,6 +710,12 @@ template <Element kElement, int kDim>
 PrefillInstance prefill_instance(int warpgroups, bool masked) {
   using prefill::Config;
   using prefill::instance;
+  if constexpr (kDim == 64) {
+    if (warpgroups == 4) {
+      return masked ? instance<Config<kElement, kDim, 4, true>>()
+                    : instance<Config<kElement, kDim, 4, false>>();
+    }
+  }
   if (warpgroups == 2) {
     return masked ? instance<Config<kElement, kDim, 2, true>>()
                   : instance<Config<kElement, kDim, 2, false>>();

@@ -50,7 +50,7 @@ struct PrefillInstance {
   void (*kernel)(PrefillParams);
 };
 
-/// The instance for 1 or 2 consumer warpgroups; `masked` applies token-level parts.
+/// The instance for 1, 2 or (head_dim 64 only) 4 consumer warpgroups; `masked` applies token-level parts.
 template <Element kElement, int kDim>
 PrefillInstance prefill_instance(int warpgroups, bool masked);
 

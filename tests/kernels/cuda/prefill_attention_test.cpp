@@ -280,7 +280,8 @@ void check_case(const Case& c) {
       sum.norm += w * w;
     }
     // A dot product of f32 terms errs by at most dim * 2^-24 of the sum of their magnitudes, and the
-    // matrix unit truncates where f32 rounds, hence twice that; ex2 and log2 err by 2^-22.
+    // matrix unit truncates where f32 rounds, hence twice that; a sum of exponentials errs by 2^-18
+    // (the polynomial of head_dim 64).
     double largest = 0.0;
     std::vector<float> x(static_cast<std::size_t>(c.dim));
     std::vector<float> y(static_cast<std::size_t>(c.dim));
@@ -292,7 +293,7 @@ void check_case(const Case& c) {
       largest = std::max(largest, terms * problem.scale());
     }
     const double allowed =
-        largest * c.dim * 0x1p-23 + std::abs(expected.lse[0]) * 0x1p-22 + 0x1p-20;
+        largest * c.dim * 0x1p-23 + std::abs(expected.lse[0]) * 0x1p-22 + 0x1p-18;
     sum.lse_error = std::abs(lses[0][h * c.queries + query] - expected.lse[0]) / allowed;
   });
   double error = 0.0;
