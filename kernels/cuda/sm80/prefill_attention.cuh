@@ -37,7 +37,7 @@ struct ChunkList {
 };
 
 template <class Math>
-__global__ void __launch_bounds__(Math::kThreads)
+__global__ void __launch_bounds__(Math::kThreads, Math::kResident)
     prefill_attention_kernel(const AttentionLaunch launch) {
   using Storage = typename Math::Storage;
   constexpr int kChunks = Math::kTileKeys / kChunkKeys;

@@ -18,6 +18,8 @@ struct TensorCore {
   using Storage = std::uint16_t;
   static constexpr int kDim = kHeadDim;  ///< head_dim, padded
   static constexpr int kThreads = 128;
+  /// Thread blocks of the attention on one multiprocessor, as the registers allow.
+  static constexpr int kResident = kDim == 64 || (kDim <= 128 && kRowTiles == 1) ? 3 : 2;
   static constexpr int kTileRows = kThreads / 32 * 16 * kRowTiles;
   static constexpr int kTileKeys = kDim <= 192 ? 64 : 32;  ///< what 99 KiB of shared memory hold
   static constexpr int kStride = kDim + 8;
