@@ -27,7 +27,8 @@ class CudaBackend final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string detail() const override {
     return device_.name + " (sm_" + std::to_string(device_.major) + std::to_string(device_.minor) +
-           "), sm80 kernels; block scores and walks in fp64 on the GPU, transform on the host";
+           "), sm80 kernels; block scores and walks in fp64 there, transform on the host; times "
+           "include copies";
   }
   std::optional<std::string> unsupported(const AttentionProblem& problem) const override {
     if (problem.q.dtype != problem.k.dtype || problem.q.dtype != problem.v.dtype) {
@@ -192,15 +193,11 @@ Matrix CudaBackend::transition(const AttentionProblem& problem, const SketchPara
 Matrix CudaBackend::damped_walk(const Matrix& a, const Matrix* previous, double damping,
                                 std::int64_t degree) const {
   if (damping == 0.0 || degree == 0) return a;
-  Matrix state = cuda::multiply(previous ? *previous : a, a, damping, 1.0 - damping, &a);
-  for (std::int64_t step = 1; step < degree; ++step) {
-    state = cuda::multiply(state, a, damping, 1.0 - damping, &a);
-  }
-  return state;
+  return cuda::walk(a, previous ? *previous : a, damping, 1.0 - damping, degree);
 }
 
 Matrix CudaBackend::product_walk(const Matrix& a, const Matrix* previous) const {
-  Matrix state = previous ? cuda::multiply(*previous, a, 1.0, 0.0, nullptr) : a;
+  Matrix state = previous ? cuda::walk(a, *previous, 1.0, 0.0, 1) : a;
   parallel_for(a.rows(), [&](std::int64_t i, int) {
     const std::span<double> row = state.row(i);
     std::fill(row.begin() + i + 1, row.end(), 0.0);

@@ -17,8 +17,8 @@ Element element_of(DType dtype);
 class DeviceTensor {
  public:
   /// The device copy of `host`; copies only when the copy that is there differs in place, shape,
-  /// type or content. The content is compared by a 64-bit hash of every byte, which costs one pass
-  /// over host memory, less than a copy to the device does. Throws Error(kResource).
+  /// type or content. Contents are compared by a 64-bit hash of every byte: one pass over host
+  /// memory, and one chance in 2^64 to miss a change. Throws Error(kResource).
   HeadsPointer upload(const HeadsView& host);
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
@@ -148,28 +149,25 @@ Matrix transition(const AttentionProblem& problem, const HeadsPointer& q_data,
   return a;
 }
 
-Matrix multiply(const Matrix& x, const Matrix& y, double alpha, double beta, const Matrix* addend) {
-  const DeviceBuffer<double> a{x.values()};
-  const DeviceBuffer<double> b{y.values()};
-  DeviceBuffer<double> d;
-  const DeviceBuffer<double> c(static_cast<std::size_t>(x.rows() * y.cols()));
-  sm80::DoubleProduct product;
-  product.m = x.rows();
-  product.n = y.cols();
-  product.k = x.cols();
-  product.a = a.data();
-  product.b = b.data();
-  product.alpha = alpha;
-  if (addend != nullptr) {
-    d = DeviceBuffer<double>(addend->values());
+Matrix walk(const Matrix& a, const Matrix& start, double alpha, double beta, std::int64_t degree) {
+  const DeviceBuffer<double> step{a.values()};
+  DeviceBuffer<double> state{start.values()};
+  DeviceBuffer<double> next(state.size());
+  for (std::int64_t i = 0; i < degree; ++i) {
+    sm80::DoubleProduct product;
+    product.m = product.n = product.k = a.rows();
+    product.a = state.data();
+    product.b = step.data();
+    product.alpha = alpha;
     product.beta = beta;
-    product.d = d.data();
+    product.d = step.data();
+    product.c = next.data();
+    sm80::multiply(product, nullptr);
+    std::swap(state, next);
   }
-  product.c = c.data();
-  sm80::multiply(product, nullptr);
   synchronize(nullptr, "walk");
-  Matrix result(x.rows(), y.cols());
-  check(cudaMemcpy(result.row(0).data(), c.data(), c.bytes(), cudaMemcpyDeviceToHost),
+  Matrix result(a.rows(), a.cols());
+  check(cudaMemcpy(result.row(0).data(), state.data(), state.bytes(), cudaMemcpyDeviceToHost),
         "copy of the walk from the GPU");
   return result;
 }

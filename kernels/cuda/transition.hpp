@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "attention/problem.hpp"
 #include "attention/sketch.hpp"
 #include "attention/stage.hpp"
@@ -14,7 +16,7 @@ namespace sw::cuda {
 Matrix transition(const AttentionProblem& problem, const HeadsPointer& q, const HeadsPointer& k,
                   const SketchParams& params, StageTimes* times);
 
-/// alpha x y + beta x_add (null: no addend), square matrices in double.
-Matrix multiply(const Matrix& x, const Matrix& y, double alpha, double beta, const Matrix* addend);
+/// `degree` times S := alpha S a + beta a, from S = start: square matrices in double.
+Matrix walk(const Matrix& a, const Matrix& start, double alpha, double beta, std::int64_t degree);
 
 }  // namespace sw::cuda

@@ -14,7 +14,8 @@
 namespace sw::cuda::sm80 {
 
 template <class Math>
-__global__ void __launch_bounds__(Math::kThreads) block_mass_kernel(const MassLaunch launch) {
+__global__ void __launch_bounds__(Math::kThreads, 512 / Math::kThreads)
+    block_mass_kernel(const MassLaunch launch) {
   using Storage = typename Math::Storage;
   constexpr int kChunks = Math::kTileKeys / kChunkKeys;
   constexpr int kCopyRows = Math::kTileKeys / (Math::kThreads / 32);

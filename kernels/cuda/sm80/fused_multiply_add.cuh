@@ -10,6 +10,7 @@ struct FusedMultiplyAdd {
   using Storage = float;
   static constexpr int kDim = kHeadDim;  ///< head_dim, padded to a multiple of 64
   static constexpr int kThreads = 256;   ///< 16 by 16
+  static constexpr int kResident = 2;
   static constexpr int kTileRows = kDim <= 128 ? 64 : 32;
   static constexpr int kTileKeys = kDim <= 128 ? 32 : 16;
   static constexpr int kStride = kDim + 4;

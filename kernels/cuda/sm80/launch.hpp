@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "kernels/cuda/sm80/block_mass.hpp"
 #include "kernels/cuda/sm80/prefill_attention.hpp"
 
@@ -13,7 +15,7 @@ struct AttentionLaunch {
   PrefillAttention problem;
   int pack_heads = 1;     ///< query heads that share KV head and row set
   int heads_per_set = 1;  ///< query heads that share a row set
-  int tiles_per_row = 1;  ///< tiles of a full block row
+  std::int64_t rows = 1;  ///< tile rows of a full block row: its queries, of all packed heads
   /// Blocks that token-level parts reach into and that the row does not keep.
   const int* extra_count = nullptr;  ///< [groups * rows]; null: no token-level parts
   const int* extra = nullptr;        ///< [groups * rows, extra_capacity]

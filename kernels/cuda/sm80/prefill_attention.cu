@@ -117,6 +117,8 @@ void prefill_attention(const PrefillAttention& problem, cudaStream_t stream) {
   launch.problem = problem;
   launch.heads_per_set = problem.num_heads / problem.selection.groups;
   launch.pack_heads = std::min(problem.num_heads / problem.num_kv_heads, launch.heads_per_set);
+  launch.rows =
+      launch.pack_heads * std::min<std::int64_t>(problem.queries, problem.selection.block);
   if (has_token_parts(problem.selection)) {
     const int set_rows = problem.selection.groups * problem.selection.rows;
     auto* counts = static_cast<int*>(problem.workspace);

@@ -37,7 +37,7 @@ struct ChunkList {
 };
 
 template <class Math>
-__global__ void __launch_bounds__(Math::kThreads)
+__global__ void __launch_bounds__(Math::kThreads, Math::kResident)
     prefill_attention_kernel(const AttentionLaunch launch) {
   using Storage = typename Math::Storage;
   constexpr int kChunks = Math::kTileKeys / kChunkKeys;
@@ -53,8 +53,9 @@ __global__ void __launch_bounds__(Math::kThreads)
   const int tokens = static_cast<int>(problem.tokens);
   const int query_begin = static_cast<int>(problem.tokens - problem.queries);
   // Later rows are the longer ones, in general: they go first.
-  const int r = selection.rows - 1 - static_cast<int>(blockIdx.x) / launch.tiles_per_row;
-  const int tile_begin = static_cast<int>(blockIdx.x) % launch.tiles_per_row * Math::kTileRows;
+  const int tiles = static_cast<int>((launch.rows + Math::kTileRows - 1) / Math::kTileRows);
+  const int r = selection.rows - 1 - static_cast<int>(blockIdx.x) / tiles;
+  const int tile_begin = static_cast<int>(blockIdx.x) % tiles * Math::kTileRows;
   const int first_head = static_cast<int>(blockIdx.y) * launch.pack_heads;
   const int kv_head = first_head / (problem.num_heads / problem.num_kv_heads);
   const int set_row = first_head / launch.heads_per_set * selection.rows + r;
@@ -154,22 +155,30 @@ __global__ void __launch_bounds__(Math::kThreads)
     }
     // The first chunk of a row is visible to all of its queries, so that a maximum is finite from
     // the first step on.
+    float shrink[Math::kRows];
+    bool shrinks = false;
 #pragma unroll
     for (int i = 0; i < Math::kRows; ++i) {
       float m = s[i][0];
 #pragma unroll
       for (int j = 1; j < Math::kCols; ++j) m = fmaxf(m, s[i][j]);
       m = fmaxf(largest[i], max_lanes<Math::kRowLanes>(m));
-      const float shrink = exp2_approximate((largest[i] - m) * scale);
+      shrink[i] = exp2_approximate((largest[i] - m) * scale);
+      shrinks |= largest[i] != m;
       largest[i] = m;
-      total[i] *= shrink;
+      total[i] *= shrink[i];
 #pragma unroll
       for (int j = 0; j < Math::kCols; ++j) {
         s[i][j] = exp2_approximate(fmaf(s[i][j], scale, -m * scale));
         total[i] += s[i][j];
       }
+    }
+    if (__any_sync(0xffffffffu, shrinks)) {  // seldom, after the first steps
 #pragma unroll
-      for (int j = 0; j < Math::kOutCols; ++j) out[i][j] *= shrink;
+      for (int i = 0; i < Math::kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Math::kOutCols; ++j) out[i][j] *= shrink[i];
+      }
     }
     Math::accumulate(out, s, v_tile, scratch);
   }
@@ -207,19 +216,13 @@ void launch_prefill_attention(const AttentionLaunch& launch, cudaStream_t stream
   constexpr std::size_t kShared =
       ((Math::kTileRows + 2 * Math::kTileKeys) * Math::kStride + Math::kScratch) *
       sizeof(typename Math::Storage);
-  AttentionLaunch tiled = launch;
-  const SelectionView& selection = launch.problem.selection;
-  const std::int64_t row_queries =
-      launch.problem.queries < selection.block ? launch.problem.queries : selection.block;
-  tiled.tiles_per_row =
-      static_cast<int>((launch.pack_heads * row_queries + Math::kTileRows - 1) / Math::kTileRows);
   check(cudaFuncSetAttribute(prefill_attention_kernel<Math>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory of the attention");
-  const dim3 grid(
-      static_cast<unsigned>(selection.rows) * static_cast<unsigned>(tiled.tiles_per_row),
-      static_cast<unsigned>(launch.problem.num_heads / launch.pack_heads));
-  prefill_attention_kernel<Math><<<grid, Math::kThreads, kShared, stream>>>(tiled);
+  const std::int64_t tiles = (launch.rows + Math::kTileRows - 1) / Math::kTileRows;
+  const dim3 grid(static_cast<unsigned>(launch.problem.selection.rows * tiles),
+                  static_cast<unsigned>(launch.problem.num_heads / launch.pack_heads));
+  prefill_attention_kernel<Math><<<grid, Math::kThreads, kShared, stream>>>(launch);
   check_launch("sm80 prefill attention");
 }
 

@@ -12,27 +12,29 @@
 /// Products of tiles on tensor cores (mma.sync m16n8k16, f32 sums), for bf16 and f16.
 namespace sw::cuda::sm80 {
 
-template <Element kElement, int kHeadDim>
+/// kRowTiles: 16-row tiles of a warp; two share the loads of a key, one wastes less on few rows.
+template <Element kElement, int kHeadDim, int kRowTiles>
 struct TensorCore {
   using Storage = std::uint16_t;
   static constexpr int kDim = kHeadDim;  ///< head_dim, padded
   static constexpr int kThreads = 128;
-  static constexpr int kMTiles = kDim <= 128 ? 2 : 1;  ///< 16-row tiles of a warp
-  static constexpr int kTileRows = kThreads / 32 * 16 * kMTiles;
+  /// Thread blocks of the attention on one multiprocessor, as the registers allow.
+  static constexpr int kResident = kDim == 64 || (kDim <= 128 && kRowTiles == 1) ? 3 : 2;
+  static constexpr int kTileRows = kThreads / 32 * 16 * kRowTiles;
   static constexpr int kTileKeys = kDim <= 192 ? 64 : 32;  ///< what 99 KiB of shared memory hold
   static constexpr int kStride = kDim + 8;
   static constexpr int kScratch = 0;
   // What one thread holds of the scores [kTileRows, kTileKeys] and of the output [kTileRows, kDim];
   // columns of even and odd index are neighbours.
-  static constexpr int kRows = 2 * kMTiles;
+  static constexpr int kRows = 2 * kRowTiles;
   static constexpr int kCols = kTileKeys / 4;
   static constexpr int kOutCols = kDim / 4;
   static constexpr int kRowLanes = 4;  ///< neighbouring lanes that share a row
   // Rows that one warp sums over together, and how many such sets a thread takes part in.
   static constexpr int kSlotRows = 16;
-  static constexpr int kThreadSlots = kMTiles;
+  static constexpr int kThreadSlots = kRowTiles;
 
-  __device__ static int warp_row() { return threadIdx.x / 32 * 16 * kMTiles; }
+  __device__ static int warp_row() { return threadIdx.x / 32 * 16 * kRowTiles; }
   __device__ static int row(int i) {
     return warp_row() + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
   }
@@ -55,9 +57,9 @@ struct TensorCore {
     }
 #pragma unroll
     for (int x = 0; x < kDim; x += 16) {
-      std::uint32_t a[kMTiles][4];
+      std::uint32_t a[kRowTiles][4];
 #pragma unroll
-      for (int m = 0; m < kMTiles; ++m) {
+      for (int m = 0; m < kRowTiles; ++m) {
         load_matrices(a[m], q_address + (m * 16 * kStride + x) * 2);
       }
 #pragma unroll
@@ -65,7 +67,7 @@ struct TensorCore {
         std::uint32_t b[4];
         load_matrices(b, k_address + (n * 16 * kStride + x) * 2);
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
+        for (int m = 0; m < kRowTiles; ++m) {
           multiply(s[2 * m], s[2 * m + 1], 4 * n, a[m], b[0], b[1]);
           multiply(s[2 * m], s[2 * m + 1], 4 * n + 2, a[m], b[2], b[3]);
         }
@@ -81,9 +83,9 @@ struct TensorCore {
         shared_address(v + (lane / 8 % 2 * 8 + lane % 8) * kStride + lane / 16 * 8);
 #pragma unroll
     for (int n = 0; n < kTileKeys / 16; ++n) {
-      std::uint32_t a[kMTiles][4];
+      std::uint32_t a[kRowTiles][4];
 #pragma unroll
-      for (int m = 0; m < kMTiles; ++m) {
+      for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
           const float* pair = &p[2 * m + x % 2][4 * n + x / 2 * 2];
@@ -95,7 +97,7 @@ struct TensorCore {
         std::uint32_t b[4];
         load_transposed(b, v_address + (n * 16 * kStride + x * 16) * 2);
 #pragma unroll
-        for (int m = 0; m < kMTiles; ++m) {
+        for (int m = 0; m < kRowTiles; ++m) {
           multiply(o[2 * m], o[2 * m + 1], 4 * x, a[m], b[0], b[1]);
           multiply(o[2 * m], o[2 * m + 1], 4 * x + 2, a[m], b[2], b[3]);
         }

@@ -59,13 +59,21 @@ __device__ void copy_rows(typename Math::Storage* tile, const typename Math::Sto
                           std::int64_t token_stride, int first, int tokens, int head_dim) {
   constexpr int kPiece = 16 / sizeof(typename Math::Storage);
   constexpr int kPieces = Math::kDim / kPiece;
+  // A row is copied by the largest power of two of lanes that divides its pieces.
+  constexpr int kPower = kPieces & -kPieces;
+  constexpr int kLanes = kPower < 32 ? kPower : 32;
+  const int first_row = static_cast<int>(threadIdx.x) % 32 / kLanes;
+  const int first_column = static_cast<int>(threadIdx.x) % kLanes * kPiece;
+  const auto* from = head + (first + first_row) * token_stride + first_column;
+  auto* to = tile + first_row * Math::kStride + first_column;
 #pragma unroll
-  for (int index = threadIdx.x % 32; index < kCount * kPieces; index += 32) {
-    const int row = index / kPieces;
-    const int column = index % kPieces * kPiece;
-    const bool valid = first + row < tokens && column < head_dim;
-    copy_async(tile + row * Math::kStride + column,
-               valid ? head + (first + row) * token_stride + column : head, valid);
+  for (int row = 0; row < kCount; row += 32 / kLanes) {
+#pragma unroll
+    for (int column = 0; column < Math::kDim; column += kLanes * kPiece) {
+      const bool valid = first + first_row < tokens - row && first_column + column < head_dim;
+      copy_async(to + row * Math::kStride + column,
+                 valid ? from + row * token_stride + column : head, valid);
+    }
   }
 }
 
