@@ -10,6 +10,7 @@
 #include "attention/backend.hpp"
 #include "attention/budget.hpp"
 #include "core/dtype.hpp"
+#include "core/error.hpp"
 #include "core/rng.hpp"
 #include "kernels/cuda/common/decode/step.hpp"
 #include "kernels/cuda/device_test.hpp"

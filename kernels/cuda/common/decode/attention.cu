@@ -214,7 +214,7 @@ template <class T, int kDim>
 class Fetcher {
  public:
   __device__ Fetcher(const Arguments& a, const Unit& unit, T* ring,
-                     int2 (&spans)[Ring<kDim>::kStages])
+                     int (&spans)[Ring<kDim>::kStages])
       : a_(a), unit_(unit), ring_(ring), spans_(spans) {
     const std::int64_t head = static_cast<std::int64_t>(unit.head) * a.cache.head_stride;
     const std::int64_t sequence =
@@ -226,37 +226,35 @@ class Fetcher {
   /// Starts the copy of the warp's slice of tile `tile` into stage `stage`.
   __device__ void start(int tile, int stage) {
     const int lane = threadIdx.x % 32;
-    const int tiles_per_block = a_.cache.block / kTile;
-    const int entry = tile / tiles_per_block;
+    const int split = a_.cache.block == kTile ? 0 : 1;  // log2 of the tiles of a block
+    const int entry = tile >> split;
     if (entry >= batch_end_) load_entries(entry);
     const int source = entry - (batch_end_ - 32);
     const int limit = __shfl_sync(0xffffffffu, limit_, source);
     const std::int64_t offset = __shfl_sync(0xffffffffu, offset_, source);
-    const int within =
-        (tile % tiles_per_block) * kTile + static_cast<int>(threadIdx.x / 32) * kSlice;
+    const int within = (tile & split) * kTile + static_cast<int>(threadIdx.x / 32) * kSlice;
     const int visible = limit - within;  // tokens of the slice, when below 16
-    if (lane == 0) spans_[stage] = make_int2(visible, 0);
-    T* k = ring_ + stage * 2 * kSlice * kDim;
-    T* v = k + kSlice * kDim;
+    if (lane == 0) spans_[stage] = visible;
+    // Lanes lie along a row, kRows rows at a time. The row's low bits and its steps do not overlap,
+    // so the swizzle is an exclusive or with a constant.
     constexpr int kChunks = kDim / 8;
+    constexpr int kRows = 32 / kChunks;
+    const int row = lane / kChunks;
+    const int chunk = lane % kChunks;
+    const std::int64_t at = offset + (within + row) * a_.cache.token_stride + chunk * 8;
+    const std::int64_t step = kRows * a_.cache.token_stride;
+    T* to = ring_ + stage * 2 * kSlice * kDim + row * kDim;
+    const int swizzle = chunk ^ row;
+    const auto copy = [&](T* shared, const T* global) {
 #pragma unroll
-    for (int i = 0; i < kSlice * kChunks / 32; ++i) {
-      const int row = (lane + 32 * i) / kChunks;
-      const int chunk = (lane + 32 * i) % kChunks;
-      const bool valid = row < visible;
-      const std::int64_t at =
-          valid ? offset + (within + row) * a_.cache.token_stride + chunk * 8 : 0;
-      copy_async_16(k + swizzled<kDim>(row, chunk), k_ + at, valid);
-    }
-#pragma unroll
-    for (int i = 0; i < kSlice * kChunks / 32; ++i) {
-      const int row = (lane + 32 * i) / kChunks;
-      const int chunk = (lane + 32 * i) % kChunks;
-      const bool valid = row < visible;
-      const std::int64_t at =
-          valid ? offset + (within + row) * a_.cache.token_stride + chunk * 8 : 0;
-      copy_async_16(v + swizzled<kDim>(row, chunk), v_ + at, valid);
-    }
+      for (int i = 0; i < kSlice / kRows; ++i) {
+        copy_async_16(shared + i * kRows * kDim + ((swizzle ^ (i * kRows & 7)) << 3), global,
+                      i * kRows + row < visible);
+        global += step;
+      }
+    };
+    copy(to, k_ + at);
+    copy(to + kSlice * kDim, v_ + at);
   }
 
  private:
@@ -288,7 +286,7 @@ class Fetcher {
   const Arguments& a_;
   const Unit& unit_;
   T* ring_;
-  int2 (&spans_)[Ring<kDim>::kStages];
+  int (&spans_)[Ring<kDim>::kStages];
   const T* k_;
   const T* v_;
   int batch_end_ = 0;
@@ -300,18 +298,21 @@ __device__ inline float rescale(float largest, float total_largest) {
   return largest == -INFINITY ? 0.0f : exp2_fast(largest - total_largest);
 }
 
-/// Result of one row element: to the output, or kept for the launch that joins it.
+/// Four neighbouring elements of a row's result: to the output, or kept for the launch that joins
+/// it.
 template <class T>
 __device__ inline void store_result(const Arguments& a, int unit_index, int row, int column,
-                                    int dim, float value, float largest, float sum) {
-  const std::int64_t at = (static_cast<std::int64_t>(unit_index) * a.rows + row);
+                                    int dim, float4 value, float largest, float sum) {
+  const std::int64_t at = static_cast<std::int64_t>(unit_index) * a.rows + row;
   if (a.blocks.kind == DecodeBlocks::Kind::kForced) {
-    a.carry[at * dim + column] = value;
+    *reinterpret_cast<float4*>(a.carry + at * dim + column) = value;
     if (column == 0) a.carry_ml[at] = make_float2(largest, sum);
     return;
   }
-  const float scaled = sum > 0.0f ? value / sum : 0.0f;
-  static_cast<T*>(a.out)[at * dim + column] = static_cast<T>(scaled);
+  const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
+  *reinterpret_cast<uint2*>(static_cast<T*>(a.out) + at * dim + column) =
+      make_uint2(pack_pair<T>(value.x * scale, value.y * scale),
+                 pack_pair<T>(value.z * scale, value.w * scale));
   if (column == 0 && a.lse != nullptr) {
     a.lse[at] = sum > 0.0f ? (largest + log2f(sum)) * kLn2 : -INFINITY;
   }
@@ -321,31 +322,51 @@ __device__ inline void store_result(const Arguments& a, int unit_index, int row,
 template <class T, int kDim>
 __device__ void merge_parts(const Arguments& a, int unit_index, int first, int last,
                             float* shared) {
-  const bool carried = a.blocks.kind == DecodeBlocks::Kind::kScored;
-  const int parts = last - first + 1;
   const int lane = threadIdx.x % 32;
-  float* weights = shared;                       // [parts + 1, rows]: the last is the carried one
-  float* total = shared + (parts + 1) * a.rows;  // [rows, 2]
-  const auto slot = [&](int part) { return 2 * (first + part) + (part == 0 ? 1 : 0); };
   const std::int64_t carry = static_cast<std::int64_t>(unit_index) * a.rows;
-  const auto load_ml = [&](int part, int row) {
-    if (part == parts) return __ldcg(a.carry_ml + carry + row);
-    return __ldcg(a.partial_ml + static_cast<std::int64_t>(slot(part)) * a.rows + row);
+  const int parts = last - first + 1;
+  const int count = parts + (a.blocks.kind == DecodeBlocks::Kind::kScored ? 1 : 0);
+  float* weights = shared;                 // [count, rows]
+  float* sums = weights + count * a.rows;  // [count, rows]
+  float* total = sums + count * a.rows;    // [rows, 2]
+  // Part i; the last may be the one carried over from the forced blocks.
+  const auto slot = [&](int part) {
+    return static_cast<std::int64_t>(2 * (first + part) + (part == 0 ? 1 : 0)) * a.rows;
   };
-  const int count = parts + (carried ? 1 : 0);
+  const auto load = [&](int part, int index) {
+    const float* from = part == parts ? a.carry + carry * kDim : a.partial + slot(part) * kDim;
+    return __ldcg(reinterpret_cast<const float4*>(from) + index);
+  };
+  // The first loads of the sums go ahead of the weights, which they do not depend on.
+  constexpr int kBatch = 8;
+  float4 batch[kBatch];
+  const auto load_batch = [&](int part, int index) {
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      batch[k] = part + k < count ? load(part + k, index) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+  };
+  const int indices = a.rows * kDim / 4;
+  if (static_cast<int>(threadIdx.x) < indices) load_batch(0, threadIdx.x);
+
   for (int row = threadIdx.x / 32; row < a.rows; row += kWarps) {
     float largest = -INFINITY;
-    for (int part = lane; part < count; part += 32) largest = fmaxf(largest, load_ml(part, row).x);
+    for (int part = lane; part < count; part += 32) {
+      const float2 ml =
+          __ldcg(part == parts ? a.carry_ml + carry + row : a.partial_ml + slot(part) + row);
+      weights[part * a.rows + row] = ml.x;
+      sums[part * a.rows + row] = ml.y;
+      largest = fmaxf(largest, ml.x);
+    }
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, mask));
     }
     float sum = 0.0f;
     for (int part = lane; part < count; part += 32) {
-      const float2 ml = load_ml(part, row);
-      const float weight = rescale(ml.x, largest);
+      const float weight = rescale(weights[part * a.rows + row], largest);
       weights[part * a.rows + row] = weight;
-      sum += ml.y * weight;
+      sum += sums[part * a.rows + row] * weight;
     }
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
@@ -355,32 +376,22 @@ __device__ void merge_parts(const Arguments& a, int unit_index, int first, int l
     }
   }
   __syncthreads();
-  for (int index = threadIdx.x; index < a.rows * kDim / 4; index += kThreads) {
+  for (int index = threadIdx.x; index < indices; index += kThreads) {
     const int row = index / (kDim / 4);
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const auto add = [&](const float4& x, float weight) {
-      sum.x += x.x * weight;
-      sum.y += x.y * weight;
-      sum.z += x.z * weight;
-      sum.w += x.w * weight;
-    };
-#pragma unroll 8
-    for (int part = 0; part < parts; ++part) {
-      const auto* from = reinterpret_cast<const float4*>(
-          a.partial + static_cast<std::int64_t>(slot(part)) * a.rows * kDim);
-      add(__ldcg(from + index), weights[part * a.rows + row]);
+    for (int part = 0; part < count; part += kBatch) {
+      if (part > 0 || index >= kThreads) load_batch(part, index);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        const float weight = part + k < count ? weights[(part + k) * a.rows + row] : 0.0f;
+        sum.x += batch[k].x * weight;
+        sum.y += batch[k].y * weight;
+        sum.z += batch[k].z * weight;
+        sum.w += batch[k].w * weight;
+      }
     }
-    if (carried) {
-      add(__ldcg(reinterpret_cast<const float4*>(a.carry + carry * kDim) + index),
-          weights[parts * a.rows + row]);
-    }
-    const int column = index % (kDim / 4) * 4;
-    const float largest = total[2 * row];
-    const float l = total[2 * row + 1];
-    store_result<T>(a, unit_index, row, column, kDim, sum.x, largest, l);
-    store_result<T>(a, unit_index, row, column + 1, kDim, sum.y, largest, l);
-    store_result<T>(a, unit_index, row, column + 2, kDim, sum.z, largest, l);
-    store_result<T>(a, unit_index, row, column + 3, kDim, sum.w, largest, l);
+    store_result<T>(a, unit_index, row, index % (kDim / 4) * 4, kDim, sum, total[2 * row],
+                    total[2 * row + 1]);
   }
 }
 
@@ -389,7 +400,7 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     decode_attention_kernel(const __grid_constant__ Arguments a) {
   constexpr int kStages = Ring<kDim>::kStages;
   extern __shared__ __align__(128) unsigned char shared_bytes[];
-  __shared__ int2 spans[kWarps][kStages];
+  __shared__ int spans[kWarps][kStages];
   __shared__ float2 warp_ml[kWarps][16];
   __shared__ unsigned arrived;
   const int lane = threadIdx.x % 32;
@@ -402,6 +413,7 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
   const int block = a.cache.block;
   const int per_lane = (units + 31) / 32;
   int mine = 0;
+#pragma unroll 1
   for (int u = lane * per_lane; u < min((lane + 1) * per_lane, units); ++u) {
     mine += tiles_of(load_unit(a, u), block);
   }
@@ -411,11 +423,19 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     const int left = __shfl_up_sync(0xffffffffu, scan, offset);
     if (lane >= offset) scan += left;
   }
-  const std::int64_t total = __shfl_sync(0xffffffffu, scan, 31);
-  const std::int64_t shares = min(static_cast<std::int64_t>(gridDim.x), total);
-  if (blockIdx.x >= shares) return;
-  int begin = static_cast<int>(blockIdx.x * total / shares);
-  const int end = static_cast<int>((blockIdx.x + 1) * total / shares);
+  // The first `longer` of `shares` thread blocks take one tile more than the others.
+  const int total = __shfl_sync(0xffffffffu, scan, 31);
+  const int shares = min(static_cast<int>(gridDim.x), total);
+  const int share = static_cast<int>(blockIdx.x);
+  if (share >= shares) return;
+  const int length = total / shares;
+  const int longer = total - length * shares;
+  int begin = share * length + min(share, longer);
+  const int end = begin + length + (share < longer ? 1 : 0);
+  const auto share_of = [&](int tile) {
+    const int split = longer * (length + 1);
+    return tile < split ? tile / (length + 1) : longer + (tile - split) / length;
+  };
   const int owner = __ffs(__ballot_sync(0xffffffffu, scan > begin)) - 1;
   int unit_begin = __shfl_sync(0xffffffffu, scan - mine, owner);
   int unit_index = owner * per_lane;
@@ -435,22 +455,21 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     Softmax<kDim> state;
     state.reset();
     Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
-#pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage) {
-      if (first + stage < last) fetcher.start(first + stage, stage);
-      copy_async_commit();
-    }
+    // Copies run kStages - 1 tiles ahead.
     int stage = 0;
-    for (int tile = first; tile < last; ++tile) {
+#pragma unroll 1
+    for (int tile = first - (kStages - 1); tile < last; ++tile) {
       copy_async_wait<kStages - 2>();
       __syncwarp();
       const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
       if (tile + kStages - 1 < last) fetcher.start(tile + kStages - 1, free_stage);
       copy_async_commit();
-      const int visible = spans[warp][stage].x;
-      const T* k = ring + stage * 2 * Ring<kDim>::kSliceElements;
-      if (visible > 0) {
-        attend_slice<T, kDim>(state, q, k, k + Ring<kDim>::kSliceElements, visible, a.scale_log2);
+      if (tile >= first) {
+        const int visible = spans[warp][stage];
+        const T* k = ring + stage * 2 * Ring<kDim>::kSliceElements;
+        if (visible > 0) {
+          attend_slice<T, kDim>(state, q, k, k + Ring<kDim>::kSliceElements, visible, a.scale_log2);
+        }
       }
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
@@ -478,42 +497,45 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
       }
     }
     __syncthreads();
-    const auto share_of = [&](std::int64_t tile) {
-      return static_cast<int>(((tile + 1) * shares - 1) / total);
-    };
     const int first_share = share_of(unit_begin);
     const int last_share = share_of(unit_begin + tiles - 1);
     const bool whole = first_share == last_share && a.blocks.kind != DecodeBlocks::Kind::kScored;
     const std::int64_t slot = 2 * blockIdx.x + (first == 0 ? 1 : 0);
-    for (int index = threadIdx.x; index < a.rows * kDim; index += kThreads) {
-      const int row = index / kDim;
+#pragma unroll 1
+    for (int index = threadIdx.x; index < a.rows * kDim / 4; index += kThreads) {
+      const int row = index / (kDim / 4);
       float largest = -INFINITY;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, warp_ml[w][row].x);
-      float value = 0.0f;
+      float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       float sum = 0.0f;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
         const float weight = rescale(warp_ml[w][row].x, largest);
-        value += shared[w * a.rows * kDim + index] * weight;
+        const float4 part = reinterpret_cast<const float4*>(shared + w * a.rows * kDim)[index];
+        value.x += part.x * weight;
+        value.y += part.y * weight;
+        value.z += part.z * weight;
+        value.w += part.w * weight;
         sum += warp_ml[w][row].y * weight;
       }
+      const int column = index % (kDim / 4) * 4;
       if (whole) {
-        store_result<T>(a, unit_index, row, index % kDim, kDim, value, largest, sum);
+        store_result<T>(a, unit_index, row, column, kDim, value, largest, sum);
       } else {
-        a.partial[slot * a.rows * kDim + index] = value;
-        if (index % kDim == 0) a.partial_ml[slot * a.rows + row] = make_float2(largest, sum);
+        reinterpret_cast<float4*>(a.partial + slot * a.rows * kDim)[index] = value;
+        if (column == 0) a.partial_ml[slot * a.rows + row] = make_float2(largest, sum);
       }
     }
     if (!whole) {
-      __threadfence();
       __syncthreads();
       if (threadIdx.x == 0) {
+        fence_gpu();
         const unsigned parts = last_share - first_share + 1;
         const bool complete = atomicAdd(a.arrivals + unit_index, 1u) + 1 == parts;
         if (complete) a.arrivals[unit_index] = 0;  // ready for the next launch
         arrived = complete ? 1u : 0u;
-        __threadfence();
+        fence_gpu();
       }
       __syncthreads();
       if (arrived != 0) merge_parts<T, kDim>(a, unit_index, first_share, last_share, shared);

@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 /// The few instructions of sm_80 and later that CUDA C++ has no function for.
 namespace sw::cuda {
@@ -24,6 +25,13 @@ __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group
 template <int kPending>
 __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/// Orders this thread's accesses, and those it has seen through a barrier, for the whole GPU.
+__device__ inline void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+__device__ inline void prefetch_l2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
 __device__ inline void load_matrix_x4(std::uint32_t (&r)[4], const void* shared) {

@@ -123,13 +123,12 @@ class SequenceBarrier {
   __device__ void wait() {
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();
+      fence_gpu();
       const unsigned before = atomicAdd(word_, add_);
       unsigned now = 0;
       do {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word_) : "memory");
       } while (((now ^ before) & 0x80000000u) == 0);
-      __threadfence();
     }
     __syncthreads();
   }
@@ -142,53 +141,47 @@ class SequenceBarrier {
 /// One warp transforms a vector: lane holds elements lane + 32 e of x; the result, of
 /// `rank` elements (zeros past r), is left in `buffer` [256]. Orthonormal, so that no entry exceeds
 /// the norm of x.
-__device__ inline void transform(const Arguments& a, float (&x)[8], float* buffer) {
+template <int kDim>
+__device__ inline void transform(const Arguments& a, float (&x)[kDim / 32], float* buffer) {
+  constexpr int kEach = kDim / 32;
   const int lane = threadIdx.x % 32;
-  const int dim = a.cache.head_dim;
   if (!a.exact) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e * 32 < dim) x[e] *= a.signs[e * 32 + lane] * rsqrtf(static_cast<float>(dim));
+    for (int e = 0; e < kEach; ++e) {
+      x[e] *= a.signs[e * 32 + lane] * rsqrtf(static_cast<float>(kDim));
     }
 #pragma unroll
     for (int mask = 1; mask < 32; mask *= 2) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
+      for (int e = 0; e < kEach; ++e) {
         const float other = __shfl_xor_sync(0xffffffffu, x[e], mask);
         x[e] = (lane & mask) != 0 ? other - x[e] : x[e] + other;
       }
     }
 #pragma unroll
-    for (int half = 1; half < 8; half *= 2) {
-      if (half * 32 < dim) {
+    for (int half = 1; half < kEach; half *= 2) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          if ((e & half) == 0) {
-            const float low = x[e];
-            const float high = x[e + half];
-            x[e] = low + high;
-            x[e + half] = low - high;
-          }
+      for (int e = 0; e < kEach; ++e) {
+        if ((e & half) == 0) {
+          const float low = x[e];
+          const float high = x[e + half];
+          x[e] = low + high;
+          x[e + half] = low - high;
         }
       }
     }
   }
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    if (e * 32 < dim) buffer[e * 32 + lane] = x[e];
-  }
+  for (int e = 0; e < kEach; ++e) buffer[e * 32 + lane] = x[e];
   __syncwarp();
-  float y[8];
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
+  for (int e = 0; e < kEach; ++e) {
     const int j = e * 32 + lane;
-    y[e] = j < a.dim_used ? buffer[a.exact ? j : a.permutation[j]] : 0.0f;
+    x[e] = j < a.dim_used ? buffer[a.exact ? j : a.permutation[j]] : 0.0f;
   }
   __syncwarp();
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    if (e * 32 < a.rank) buffer[e * 32 + lane] = y[e];
-  }
+  for (int e = 0; e < kEach; ++e) buffer[e * 32 + lane] = x[e];
   __syncwarp();
 }
 
@@ -229,108 +222,109 @@ __device__ inline Task make_task(const Step& s, int index) {
 
 /// Starts the copies of a task's queries and keys, and makes what is new in them: the queries of
 /// this token, and the mean of the current block with this token's key.
-template <class T>
+template <class T, int kDim>
 __device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int chunks = a.rank / 8;
-  const int rows = a.group * a.window;
+  // rank / 8 chunks of 16 bytes a row, a power of two that divides the number of threads.
+  const int shift = __ffs(a.rank) - 4;
+  const int chunk = threadIdx.x & ((1 << shift) - 1);
+  const int first_row = threadIdx.x >> shift;
+  const int row_step = kThreads >> shift;
+  const int rows = min(kQueryRows, a.group * a.window - t.row_begin);
   const std::int64_t first_query =
       (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group) * a.window;
   const int slot = (s.tokens - 1) % a.window;
-  for (int i = threadIdx.x; i < kQueryRows * chunks; i += kThreads) {
-    const int row = i / chunks;
-    const int chunk = i % chunks;
-    const int source = t.row_begin + row;
-    if (source < rows && source % a.window == slot) continue;  // this token's
-    const bool valid = source < rows && source % a.window < s.queries;
-    copy_async_16(tiles.queries + swizzled(row, chunk, a.rank),
-                  a.queries + (first_query + (valid ? source : 0)) * a.rank + chunk * 8, valid);
+  const __half* from = a.queries + (first_query + t.row_begin) * a.rank + chunk * 8;
+  int w = (t.row_begin + first_row) % a.window;
+  const int w_step = row_step % a.window;
+#pragma unroll 1
+  for (int row = first_row; row < kQueryRows; row += row_step) {
+    const bool valid = row < rows && w < s.queries;
+    if (row >= rows || w != slot) {  // the slot is this token's
+      copy_async_16(tiles.queries + swizzled(row, chunk, a.rank), from + (valid ? row * a.rank : 0),
+                    valid);
+    }
+    w += w_step;
+    if (w >= a.window) w -= a.window;
   }
   const std::int64_t plane =
       static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * a.capacity * a.rank;
   const std::int64_t first_key =
       (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * a.capacity +
       t.key_begin;
-  for (int i = threadIdx.x; i < 2 * s.task_keys * chunks; i += kThreads) {
-    const int chunk = i % chunks;
-    const int row = i / chunks % s.task_keys;
-    const int part = i / chunks / s.task_keys;
-    if (t.key_begin + row == s.current) continue;
-    const bool valid = row < t.keys;
-    copy_async_16(tiles.keys + part * a.max_keys * a.rank + swizzled(row, chunk, a.rank),
-                  a.keys + part * plane + (first_key + (valid ? row : 0)) * a.rank + chunk * 8,
-                  valid);
+#pragma unroll 1
+  for (int part = 0; part < 2; ++part) {
+    const __half* keys = a.keys + part * plane + first_key * a.rank + chunk * 8;
+    __half* to = tiles.keys + part * a.max_keys * a.rank;
+#pragma unroll 1
+    for (int row = first_row; row < s.task_keys; row += row_step) {
+      if (t.key_begin + row == s.current) continue;
+      const bool valid = row < t.keys;
+      copy_async_16(to + swizzled(row, chunk, a.rank), keys + (valid ? row * a.rank : 0), valid);
+    }
   }
   copy_async_commit();
 
-  // Vectors that are new: warp 0 the key, the others the query heads of this task.
-  const int dim = a.cache.head_dim;
-  float* buffer = tiles.scratch + warp * 256;
+  // Vectors that are new, one a warp: the key (number 0), and the query heads of this task.
+  constexpr int kEach = kDim / 32;
+  float* buffer = tiles.scratch + warp * kDim;
   const int head_begin = t.row_begin / a.window;
   const int head_end = min((t.row_begin + kQueryRows + a.window - 1) / a.window, a.group);
-  const bool has_current = t.key_begin + t.keys == s.blocks;
-  float key[8] = {};
-  if (warp == 0 && has_current) {
-    const int token = s.tokens - 1;
-    const int j = s.current;
-    const std::int64_t place =
-        a.cache.pages != nullptr
-            ? a.cache.pages[s.sequence * a.cache.pages_stride + j] * a.cache.page_stride +
-                  (token - j * a.cache.block) * a.cache.token_stride
-            : s.sequence * a.cache.sequence_stride + token * a.cache.token_stride;
-    const T* k = static_cast<const T*>(a.cache.k) + place + t.head * a.cache.head_stride;
-    const std::int64_t sum_plane =
-        static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * dim;
-    const std::int64_t at =
-        (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * dim;
-    const float divisor = a.partial_mean ? s.tokens - s.current * a.cache.block : a.cache.block;
+#pragma unroll 1
+  for (int vector = warp; vector <= head_end - head_begin; vector += kWarps) {
+    const bool is_key = vector == 0;
+    const int h = head_begin + vector - 1;
+    const int row = is_key ? s.current - t.key_begin : h * a.window + slot - t.row_begin;
+    if (is_key ? row >= t.keys : row < 0 || row >= kQueryRows) continue;  // another task's
+    const T* source = nullptr;
+    if (is_key) {
+      const int token = s.tokens - 1;
+      const int within = token - s.current * a.cache.block;
+      source = static_cast<const T*>(a.cache.k) + t.head * a.cache.head_stride;
+      source +=
+          a.cache.pages != nullptr
+              ? a.cache.pages[s.sequence * a.cache.pages_stride + s.current] * a.cache.page_stride +
+                    within * a.cache.token_stride
+              : s.sequence * a.cache.sequence_stride + token * a.cache.token_stride;
+    } else {
+      source = static_cast<const T*>(a.q) +
+               (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group + h) * kDim;
+    }
+    float x[kEach];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e * 32 < dim) {
-        const int i = e * 32 + lane;
-        const float before =
-            s.grown ? 0.0f : __ldcg(a.key_sum + (s.parity ^ 1) * sum_plane + at + i);
-        const float sum = before + widen(k[i]);
-        a.key_sum[s.parity * sum_plane + at + i] = sum;
-        key[e] = sum / divisor;
+    for (int e = 0; e < kEach; ++e) x[e] = widen(source[e * 32 + lane]);
+    if (is_key) {
+      const std::int64_t sum_plane =
+          static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * kDim;
+      float* sums = a.key_sum +
+                    (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * kDim +
+                    lane;
+      const int present = s.tokens - s.current * a.cache.block;
+      const float divisor = a.partial_mean ? present : a.cache.block;
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        if (!s.grown) x[e] += __ldcg(sums + (s.parity ^ 1) * sum_plane + e * 32);
+        sums[s.parity * sum_plane + e * 32] = x[e];
+        x[e] /= divisor;
       }
     }
-    transform(a, key, buffer);
-    const int row = s.current - t.key_begin;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int i = e * 32 + lane;
-      if (e * 32 < a.rank) {
-        const __half hi = __float2half_rn(buffer[i]);
-        const __half lo = __float2half_rn(buffer[i] - __half2float(hi));
-        const int at = swizzled_element(row, i, a.rank);
-        tiles.keys[at] = hi;
-        tiles.keys[a.max_keys * a.rank + at] = lo;
-        const std::int64_t to = (first_key + row) * a.rank + i;
-        a.keys[to] = hi;
-        a.keys[plane + to] = lo;
-      }
-    }
-  }
-  for (int h = head_begin + (warp + kWarps - 1) % kWarps; h < head_end; h += kWarps) {
-    const int row = h * a.window + slot - t.row_begin;
-    if (row < 0 || row >= kQueryRows) continue;  // another row group's
-    const T* q = static_cast<const T*>(a.q) +
-                 (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group + h) * dim;
-    float x[8] = {};
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e * 32 < dim) x[e] = widen(q[e * 32 + lane]);
-    }
-    transform(a, x, buffer);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int i = e * 32 + lane;
-      if (e * 32 < a.rank) {
-        const __half y = __float2half_rn(buffer[i]);
-        tiles.queries[swizzled_element(row, i, a.rank)] = y;
-        if (t.key_begin == 0) a.queries[(first_query + h * a.window + slot) * a.rank + i] = y;
+    transform<kDim>(a, x, buffer);
+    __half* shared = (is_key ? tiles.keys : tiles.queries);
+    __half* global = is_key ? a.keys + (first_key + row) * a.rank
+                            : a.queries + (first_query + h * a.window + slot) * a.rank;
+    const bool keeps = is_key || t.key_begin == 0;
+#pragma unroll 1
+    for (int i = lane; i < a.rank; i += 32) {
+      const float y = i < kDim ? buffer[i] : 0.0f;
+      const __half hi = __float2half_rn(y);
+      const int at = swizzled_element(row, i, a.rank);
+      shared[at] = hi;
+      if (keeps) global[i] = hi;
+      if (is_key) {
+        const __half lo = __float2half_rn(y - __half2float(hi));
+        shared[a.max_keys * a.rank + at] = lo;
+        global[plane + i] = lo;
       }
     }
   }
@@ -373,13 +367,21 @@ __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles
         second[part][2] = top.w;
         second[part][3] = bottom.w;
       }
+      constexpr int kBatch = 4;  // products in flight at a time, each on sums of its own
 #pragma unroll
-      for (int tile = 0; tile < kQueryTiles; ++tile) {
-        const uint4 b = load(tiles.queries, tile * 8 + lane / 4);
-        mma_16x8x16<__half>(s[tile], first[1], b.x, b.y);
-        mma_16x8x16<__half>(s[tile], second[1], b.z, b.w);
-        mma_16x8x16<__half>(s[tile], first[0], b.x, b.y);
-        mma_16x8x16<__half>(s[tile], second[0], b.z, b.w);
+      for (int tile = 0; tile < kQueryTiles; tile += kBatch) {
+        uint4 b[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) b[k] = load(tiles.queries, (tile + k) * 8 + lane / 4);
+#pragma unroll
+        for (int part = 1; part >= 0; --part) {
+#pragma unroll
+          for (int k = 0; k < kBatch; ++k)
+            mma_16x8x16<__half>(s[tile + k], first[part], b[k].x, b[k].y);
+#pragma unroll
+          for (int k = 0; k < kBatch; ++k)
+            mma_16x8x16<__half>(s[tile + k], second[part], b[k].z, b[k].w);
+        }
       }
     }
   }
@@ -490,18 +492,26 @@ __device__ inline void add_probabilities(const Arguments& a, const Step& s, cons
     float weight = 0.0f;
     if (row < a.group * a.window && row % a.window < s.queries) {
       float largest = -INFINITY;
-#pragma unroll 8
-      for (int chunk = 0; chunk < s.chunks; ++chunk) {
-        largest = fmaxf(largest, __ldcg(stats + (first + chunk) * kQueryRows + threadIdx.x).x);
-      }
       float total = 0.0f;
-#pragma unroll 8
-      for (int chunk = 0; chunk < s.chunks; ++chunk) {
-        const float2 part = __ldcg(stats + (first + chunk) * kQueryRows + threadIdx.x);
-        total += part.y * exp2_fast(part.x - largest);
+      constexpr int kBatch = 8;
+      for (int chunk = 0; chunk < s.chunks; chunk += kBatch) {
+        float2 part[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          part[k] = chunk + k < s.chunks
+                        ? __ldcg(stats + (first + chunk + k) * kQueryRows + threadIdx.x)
+                        : make_float2(-INFINITY, 0.0f);
+        }
+        float fresh = largest;
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) fresh = fmaxf(fresh, part[k].x);
+        total *= exp2_fast(largest - fresh);
+        largest = fresh;
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) total += part[k].y * exp2_fast(part[k].x - largest);
       }
       const float own = __ldcg(stats + task * kQueryRows + threadIdx.x).x;
-      weight = exp2_fast(own - largest) / total;
+      weight = __fdividef(exp2_fast(own - largest), total);
       if (!(total >= 1.0f && total < INFINITY)) {
         a.faults[s.sequence] = 1;
         weight = 0.0f;
@@ -553,76 +563,111 @@ struct Columns {
   }
 };
 
-/// Row and column c of A with the new row `scores` (sum 1), the row sums, and the scale of each row
-/// (section 5, step 3). Everybody derives the scale of every row; each stores what it owns.
+/// What the walk needs of each block, in shared memory.
+struct Vectors {
+  float* row;    ///< a, the new row of A (sum 1)
+  float* scale;  ///< 1 / stored sum of row i
+  float* x;      ///< walk state times scale, then the scores
+};
+
+/// The new row of A from the fixed-point sums; row and column c and the row sums with it, and the
+/// scale of each row (section 5, step 3). Everybody derives the scale of every row; each stores
+/// what it owns.
 __device__ void update_transition(const Arguments& a, const Step& s, const Columns& columns,
-                                  const float* scores, float* scale) {
+                                  double unit, const Vectors& to) {
   const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
   const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
   const std::int64_t in = (s.parity ^ 1) * plane + base;
   const std::int64_t out = s.parity * plane + base;
   const int c = s.current;
+  const auto score = [&](unsigned long long sum) {
+    return static_cast<float>(static_cast<double>(sum) * unit);
+  };
   const auto blend = [&](float old, float fresh) {
     return s.grown ? fresh : (1.0f - s.alpha) * old + s.alpha * fresh;
   };
+  const auto owned = [&](int i) { return i >= s.column_begin && i < s.column_end; };
   // Row c: its entry in column c is blended a second time, and the row normalised once more.
-  const float corner = blend(s.grown ? 0.0f : __ldcg(a.row + in + c), scores[c]);
-  const float corner_twice = blend(corner, scores[c]);
+  const float corner_score = score(__ldcg(a.sums + base + c));
+  const float corner = blend(__ldcg(a.row + in + c), corner_score);
+  const float corner_twice = blend(corner, corner_score);
   const float total = 1.0f - corner + corner_twice;
-  for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
-    const bool own = i >= s.column_begin && i < s.column_end;
-    double sum = 0.0;
-    float entry = 0.0f;  // A[i, c] as stored
-    if (i == c) {
-      sum = static_cast<double>(kRowScale) * total;
-      entry = kRowScale * corner_twice;
-      if (own) a.row[out + c] = corner_twice / total;
-    } else {
-      const float old = s.grown ? 0.0f : __ldcg(a.column + in + i);
-      sum = __ldcg(a.row_sum + in + i);
-      entry = blend(old, scores[i] * static_cast<float>(sum));
-      sum += static_cast<double>(entry) - static_cast<double>(old);
+  constexpr int kBatch = 4;  // loads under way at a time
+#pragma unroll 1
+  for (int first = threadIdx.x; first < s.blocks; first += kBatch * kThreads) {
+    unsigned long long fixed[kBatch];
+    double sums[kBatch];
+    float olds[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = min(first + k * kThreads, c);
+      fixed[k] = __ldcg(a.sums + base + i);
+      sums[k] = __ldcg(a.row_sum + in + i);
+      olds[k] = s.grown ? 0.0f : __ldcg(a.column + in + i);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = first + k * kThreads;
+      if (i >= s.blocks) break;
+      const float value = score(fixed[k]);
+      float entry = 0.0f;  // A[i, c] as stored
+      double sum = 0.0;
+      if (i == c) {
+        sum = static_cast<double>(kRowScale * total);
+        entry = kRowScale * corner_twice;
+      } else {
+        entry = blend(olds[k], value * static_cast<float>(sums[k]));
+        sum = sums[k] + static_cast<double>(entry - olds[k]);
+      }
       if (sum > kRowLimit) {
         sum *= 0.25;
         entry *= 0.25f;
+#pragma unroll 1
         for (int j = s.column_begin; j < s.column_end; ++j) {
           if (j != c) {
             columns.store(j, i, __float2half_rn(__half2float(columns.column(j)[i]) * 0.25f));
           }
         }
       }
-      if (own) {
-        const float fresh = blend(s.grown ? 0.0f : __ldcg(a.row + in + i), scores[i]);
-        columns.store(i, c, __float2half_rn(kRowScale * fresh));
-        a.row[out + i] = fresh / total;
+      if (owned(c)) columns.store(c, i, __float2half_rn(entry));
+      if (owned(i)) {
+        a.row_sum[out + i] = sum;
+        a.column[out + i] = entry;
       }
+      const float scale = __frcp_rn(static_cast<float>(sum));
+      to.row[i] = value;
+      to.scale[i] = scale;
+      to.x[i] = value * scale;
     }
-    if (c >= s.column_begin && c < s.column_end) columns.store(c, i, __float2half_rn(entry));
-    if (own) {
-      a.row_sum[out + i] = sum;
-      a.column[out + i] = entry;
-    }
-    scale[i] = static_cast<float>(1.0 / sum);
   }
+  // Row c, which falls to the owners of the columns.
+#pragma unroll 1
+  for (int j = s.column_begin + threadIdx.x; j < s.column_end; j += kThreads) {
+    float fresh = corner_twice;
+    if (j != c) {
+      fresh = blend(__ldcg(a.row + in + j), score(__ldcg(a.sums + base + j)));
+      columns.store(j, c, __float2half_rn(kRowScale * fresh));
+    }
+    a.row[out + j] = fresh / total;
+  }
+  for (int i = s.blocks + threadIdx.x; i < (s.blocks + 7) / 8 * 8; i += kThreads) to.x[i] = 0.0f;
   __syncthreads();
 }
 
-/// y[j] = sum over i of x[i] A[i, j] for 16 columns from `first` on; the result stands in
-/// scratch[0..15]. x already holds the rows' scales, zeros past b.
-__device__ void multiply_columns(const Step& s, const Columns& columns, int first, const float* x,
-                                 float* scratch) {
+/// y[j] = sum over i of x[i] A[i, j] for `count` <= 16 neighbouring columns at `from`, in shared or
+/// global memory; the result stands in scratch[0..15]. x already holds the rows' scales, zeros
+/// past b.
+__device__ inline void multiply_columns(const __half* from, int count, int stride, int blocks,
+                                        const float* x, float* scratch) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   float sum[kColumns] = {};
-  const __half* from[kColumns];
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k) from[k] = columns.column(min(first + k, s.column_end - 1));
-  for (int i = warp * 256 + lane * 8; i < s.blocks; i += kWarps * 256) {
+  for (int i = warp * 256 + lane * 8; i < blocks; i += kWarps * 256) {
     const float4 low = *reinterpret_cast<const float4*>(x + i);
     const float4 high = *reinterpret_cast<const float4*>(x + i + 4);
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) {
-      const uint4 raw = *reinterpret_cast<const uint4*>(from[k] + i);
+      const uint4 raw = *reinterpret_cast<const uint4*>(from + (k < count ? k * stride : 0) + i);
       const auto* pair = reinterpret_cast<const __half2*>(&raw);
       const float2 e0 = __half22float2(pair[0]);
       const float2 e1 = __half22float2(pair[1]);
@@ -660,9 +705,10 @@ __device__ void multiply_columns(const Step& s, const Columns& columns, int firs
 }
 
 /// Writes this thread block's share of the list: its forced blocks, and those of its blocks that
-/// the scores choose, each at the place that its rank gives.
+/// the scores choose, each at the place that its rank gives. `free_scores` has -infinity where a
+/// block is forced or partly visible anyway, and past the blocks up to a multiple of 4.
 __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePlan& plan,
-                              const float* scores) {
+                              const float* scores, const float* free_scores) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   std::int32_t* list = a.blocks + static_cast<std::int64_t>(s.sequence) * a.capacity;
@@ -676,16 +722,23 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
     }
     const float mine = scores[j];
     int better = 0;
-    int less = 0;
-    for (int i = lane; i < s.blocks; i += 32) {
-      const float other = scores[i];
-      const bool is_free = i >= plan.sink && i < free_end && i != plan.boundary;
-      better += is_free && (other > mine || (other == mine && i > j)) ? 1 : 0;
-      less += i >= plan.between_begin && i < plan.between_end && other < mine ? 1 : 0;
+#pragma unroll 4
+    for (int i = lane * 4; i < s.blocks; i += 128) {
+      const float4 other = *reinterpret_cast<const float4*>(free_scores + i);
+      better += other.x > mine || (other.x == mine && i > j) ? 1 : 0;
+      better += other.y > mine || (other.y == mine && i + 1 > j) ? 1 : 0;
+      better += other.z > mine || (other.z == mine && i + 2 > j) ? 1 : 0;
+      better += other.w > mine || (other.w == mine && i + 3 > j) ? 1 : 0;
     }
     better = __reduce_add_sync(0xffffffffu, better);
-    less = __reduce_add_sync(0xffffffffu, less);
-    const bool keep = plan.scored >= 0 ? better < plan.scored : less > plan.quantile_low;
+    bool keep = better < plan.scored;
+    if (plan.scored < 0) {
+      int less = 0;
+      for (int i = plan.between_begin + lane; i < plan.between_end; i += 32) {
+        less += scores[i] < mine ? 1 : 0;
+      }
+      keep = __reduce_add_sync(0xffffffffu, less) > plan.quantile_low;
+    }
     if (j == plan.boundary) {
       if (lane == 0) list[forced] = keep ? j : ~j;
     } else if (keep) {
@@ -696,7 +749,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
   if (lane == 0 && kept > 0) atomicAdd(a.counts + s.sequence, kept);
 }
 
-template <class T>
+template <class T, int kDim>
 __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   __shared__ float scratch_bytes[2816];  // 11 rows of 256, or of 128 with a result row before them
@@ -716,12 +769,21 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
   columns.stride = a.capacity;
   const int resident = min(s.column_end - s.column_begin, a.resident);
   if (a.walks) {
+#pragma unroll 1
     for (int k = threadIdx.x / 32; k < s.column_end - s.column_begin; k += kWarps) {
       const __half* column =
           columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
+#pragma unroll 1
       for (int i = threadIdx.x % 32 * 64; i < s.blocks; i += 2048) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(column + i));
+        prefetch_l2(column + i);
       }
+    }
+    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
+    const std::int64_t in = (s.parity ^ 1) * plane + base;
+    for (int i = threadIdx.x * 16; i < s.blocks; i += kThreads * 16) {
+      prefetch_l2(a.row_sum + in + i);
+      prefetch_l2(a.column + in + i);
+      prefetch_l2(a.row + in + i);
     }
   }
   const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
@@ -729,103 +791,108 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
     a.counts[s.sequence] = forced_blocks(plan) + (plan.boundary >= 0 ? 1 : 0);
   }
 
-  // Scores of the window against the blocks. Where every thread block has one task at most, the
-  // exponentials stay in registers over the barrier; otherwise they are made again.
-  float p[kQueryTiles][4];
-  const bool once = s.tasks <= s.members;
-  for (int task = s.member; task < s.tasks; task += s.members) {
-    const Task t = make_task(s, task);
-    load_task<T>(a, s, t, tiles);
-    score_task(a, t, tiles, p);
-    publish_statistics(a, s, task, p, scratch);
-  }
+  // Scores of the window against the blocks: first the statistics that the softmax over all blocks
+  // needs, then the probabilities. Where every thread block has one task at most, the exponentials
+  // stay in registers between the two; otherwise they are made again. With all blocks in one task
+  // there is nothing to wait for.
   const auto start_columns = [&] {
+#pragma unroll 1
     for (int k = threadIdx.x / 32; a.walks && k < resident; k += kWarps) {
       const __half* from =
           columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
+#pragma unroll 1
       for (int i = threadIdx.x % 32 * 8; i < s.blocks; i += 256) {
         copy_async_16(columns.shared + k * a.capacity + i, from + i, true);
       }
     }
     copy_async_commit();
   };
-  if (once) start_columns();  // the keys' room is free
-  barrier.wait();
-  for (int task = s.member; task < s.tasks; task += s.members) {
-    const Task t = make_task(s, task);
-    if (!once) {
-      load_task<T>(a, s, t, tiles);
-      score_task(a, t, tiles, p);
-      if (threadIdx.x < kQueryRows) {
-        scratch[threadIdx.x] =
-            __ldcg(a.stats +
-                   (static_cast<std::int64_t>(s.sequence) * a.max_tasks + task) * kQueryRows +
-                   threadIdx.x)
-                .x;
+  float p[kQueryTiles][4];
+  const bool once = s.tasks <= s.members;
+#pragma unroll 1
+  for (int pass = 0; pass < (s.chunks > 1 ? 2 : 1); ++pass) {
+#pragma unroll 1
+    for (int task = s.member; task < s.tasks; task += s.members) {
+      const Task t = make_task(s, task);
+      if (pass == 0 || !once) {
+        load_task<T, kDim>(a, s, t, tiles);
+        score_task(a, t, tiles, p);
+        publish_statistics(a, s, task, p, scratch);
       }
-      __syncthreads();
-      exponentiate(p, scratch);
+      if (pass == 1 || s.chunks == 1) add_probabilities(a, s, t, task, p, scratch);
     }
-    add_probabilities(a, s, t, task, p, scratch);
+    if (pass == 1 || once || s.chunks == 1) {
+      __syncthreads();
+      if (pass == 0 || !once) start_columns();  // the keys' room is free
+    }
+    barrier.wait();
   }
-  __syncthreads();
-  if (!once) start_columns();
-  barrier.wait();
 
-  // a, the new row of A; every thread block has all of it.
-  float* row = reinterpret_cast<float*>(shared_bytes + a.stage_bytes);
-  float* scale = row + a.capacity;
-  float* x = scale + a.capacity;
+  Vectors vectors;
+  vectors.row = reinterpret_cast<float*>(shared_bytes + a.stage_bytes);
+  vectors.scale = vectors.row + a.capacity;
+  vectors.x = vectors.scale + a.capacity;
   const double unit = 1.0 / (kFixedPoint * a.num_heads * s.queries);
-  for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
-    row[i] = static_cast<float>(static_cast<double>(__ldcg(a.sums + base + i)) * unit);
-  }
   copy_async_wait<0>();
   __syncthreads();
-  float* final_scores = row;
+  const int free_end = s.blocks - plan.window;
+  // The scores in place of the scales, and where they compete in place of the state.
+  const auto keep_scores = [&](int i, float score) {
+    vectors.scale[i] = score;
+    vectors.x[i] = i >= plan.sink && i < free_end && i != plan.boundary ? score : -INFINITY;
+  };
   if (a.walks) {
-    update_transition(a, s, columns, row, scale);
+    update_transition(a, s, columns, unit, vectors);
     const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
-    const int padded = (s.blocks + 7) / 8 * 8;
-    for (int i = threadIdx.x; i < padded; i += kThreads) {
-      x[i] = i < s.blocks ? row[i] * scale[i] : 0.0f;
-    }
-    __syncthreads();
     for (int step = 0; step < a.degree; ++step) {
-      float* state = step + 1 == a.degree ? a.scores + base : a.states + (step & 1) * plane + base;
+      const bool last = step + 1 == a.degree;
+      float* state = last ? a.scores + base : a.states + (step & 1) * plane + base;
       for (int first = s.column_begin; first < s.column_end; first += kColumns) {
-        multiply_columns(s, columns, first, x, scratch);
+        const int count = min(kColumns, s.column_end - first);
+        multiply_columns(columns.column(first), count, a.capacity, s.blocks, vectors.x, scratch);
         const int j = first + threadIdx.x;
         if (threadIdx.x < kColumns && j < s.column_end) {
-          state[j] = (1.0f - a.damping) * row[j] + a.damping * scratch[threadIdx.x];
+          state[j] = (1.0f - a.damping) * vectors.row[j] + a.damping * scratch[threadIdx.x];
         }
       }
       barrier.wait();
-      const bool last = step + 1 == a.degree;
+#pragma unroll 8
       for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
         const float y = __ldcg(state + i);
-        x[i] = last ? y : y * scale[i];
+        if (last) {
+          keep_scores(i, y);
+        } else {
+          vectors.x[i] = y * vectors.scale[i];
+        }
       }
       __syncthreads();
     }
-    final_scores = x;
   } else {
+    for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
+      keep_scores(i, static_cast<float>(static_cast<double>(__ldcg(a.sums + base + i)) * unit));
+    }
+    __syncthreads();
     for (int j = s.column_begin + threadIdx.x; j < s.column_end; j += kThreads) {
-      a.scores[base + j] = row[j];
+      a.scores[base + j] = vectors.scale[j];
     }
     barrier.wait();  // the sums are cleared below
   }
+  for (int i = s.blocks + threadIdx.x; i < (s.blocks + 3) / 4 * 4; i += kThreads) {
+    vectors.x[i] = -INFINITY;
+  }
   for (int j = s.column_begin + threadIdx.x; j < s.column_end; j += kThreads) a.sums[base + j] = 0;
-  select_blocks(a, s, plan, final_scores);
+  __syncthreads();
+  select_blocks(a, s, plan, vectors.scale, vectors.x);
 }
 
 /// One warp for each of `count` vectors: block sums of the keys, transformed and split.
+template <int kDim>
 __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const float* sums,
                                  int blocks) {
   __shared__ float buffers[4][256];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int dim = a.cache.head_dim;
+  constexpr int dim = kDim;
   const int j = blockIdx.x * 4 + warp;
   const int head = blockIdx.y;  // of sequence and KV head
   const int tokens = a.cache.lengths[head / a.cache.kv_heads];
@@ -833,10 +900,10 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
   if (j >= b) return;
   const int present = min(a.cache.block, tokens - j * a.cache.block);
   const float divisor = a.partial_mean ? present : a.cache.block;
-  float x[8] = {};
+  float x[kDim / 32];
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    if (e * 32 < dim) {
+  for (int e = 0; e < kDim / 32; ++e) {
+    {
       const float sum = sums[(static_cast<std::int64_t>(head) * blocks + j) * dim + e * 32 + lane];
       x[e] = sum / divisor;
       if (j == b - 1) {
@@ -845,40 +912,40 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
       }
     }
   }
-  transform(a, x, buffers[warp]);
+  transform<kDim>(a, x, buffers[warp]);
   const std::int64_t plane =
       static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * a.capacity * a.rank;
   for (int i = lane; i < a.rank; i += 32) {
-    const __half hi = __float2half_rn(buffers[warp][i]);
+    const float y = i < kDim ? buffers[warp][i] : 0.0f;
+    const __half hi = __float2half_rn(y);
     const std::int64_t to = (static_cast<std::int64_t>(head) * a.capacity + j) * a.rank + i;
     a.keys[to] = hi;
-    a.keys[plane + to] = __float2half_rn(buffers[warp][i] - __half2float(hi));
+    a.keys[plane + to] = __float2half_rn(y - __half2float(hi));
   }
 }
 
 /// One warp for each vector of the window.
+template <int kDim>
 __global__ void load_window_kernel(const __grid_constant__ Arguments a, const float* window) {
   __shared__ float buffers[4][256];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int dim = a.cache.head_dim;
+  constexpr int dim = kDim;
   const int i = blockIdx.x * 4 + warp;
   const int head = blockIdx.y;  // of sequence and query head
   const int tokens = a.cache.lengths[head / a.num_heads];
   const int count = min(a.window, tokens);
   if (i >= count) return;
   const int slot = (tokens - count + i) % a.window;
-  float x[8] = {};
+  float x[kDim / 32];
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    if (e * 32 < dim) {
-      x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane];
-    }
+  for (int e = 0; e < kDim / 32; ++e) {
+    { x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane]; }
   }
-  transform(a, x, buffers[warp]);
+  transform<kDim>(a, x, buffers[warp]);
   for (int k = lane; k < a.rank; k += 32) {
     a.queries[(static_cast<std::int64_t>(head) * a.window + slot) * a.rank + k] =
-        __float2half_rn(buffers[warp][k]);
+        __float2half_rn(k < kDim ? buffers[warp][k] : 0.0f);
   }
 }
 
@@ -933,6 +1000,18 @@ void visit_element(Element element, F&& f) {
     f.template operator()<__nv_bfloat16>();
   } else {
     f.template operator()<__half>();
+  }
+}
+
+template <class F>
+void visit_dim(int dim, F&& f) {
+  switch (dim) {
+    case 64:
+      return f.template operator()<64>();
+    case 128:
+      return f.template operator()<128>();
+    default:
+      return f.template operator()<256>();
   }
 }
 
@@ -1034,7 +1113,8 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
         "held in shared memory, of which a thread block has " + std::to_string(limit) + " bytes");
   }
   stage_bytes_ = 4 * max_keys_ * rank_;
-  resident_ = std::min(columns, stage_bytes_ / (2 * shape_.capacity));
+  resident_ = stage_bytes_ / (2 * shape_.capacity);
+  if (resident_ < columns) resident_ = resident_ / kColumns * kColumns;  // whole passes of the walk
   shared_bytes_ = stage_bytes_ + vector_bytes;
   max_tasks_ = 0;
   for (int blocks = 1; blocks <= shape_.capacity; ++blocks) {
@@ -1069,9 +1149,11 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   faults_ = zeros<std::int32_t>(batch);
   barriers_ = zeros<unsigned>(batch);
   visit_element(cache.element, [&]<class T>() {
-    check(cudaFuncSetAttribute(decode_selection_kernel<T>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
-          "shared memory of decode selection");
+    visit_dim(d, [&]<int kDim>() {
+      check(cudaFuncSetAttribute(decode_selection_kernel<T, kDim>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
+            "shared memory of decode selection");
+    });
   });
 }
 
@@ -1080,11 +1162,13 @@ void DecodeSelector::load(const KvCache& cache, const DecodeInitialState& state,
   const Arguments a = Launch::arguments(*this, cache, nullptr);
   const auto quarter = [](int x) { return static_cast<unsigned>((x + 3) / 4); };
   const dim3 keys(quarter(state.blocks), static_cast<unsigned>(batch_ * cache.kv_heads));
-  load_keys_kernel<<<keys, 128, 0, stream>>>(a, state.key_sums, state.blocks);
-  check_launch("load_keys_kernel");
   const dim3 window(quarter(shape_.query_window), static_cast<unsigned>(batch_ * shape_.num_heads));
-  load_window_kernel<<<window, 128, 0, stream>>>(a, state.query_window);
-  check_launch("load_window_kernel");
+  visit_dim(cache.head_dim, [&]<int kDim>() {
+    load_keys_kernel<kDim><<<keys, 128, 0, stream>>>(a, state.key_sums, state.blocks);
+    check_launch("load_keys_kernel");
+    load_window_kernel<kDim><<<window, 128, 0, stream>>>(a, state.query_window);
+    check_launch("load_window_kernel");
+  });
   if (!walks_) return;
   const dim3 rows(static_cast<unsigned>(state.blocks), static_cast<unsigned>(batch_));
   load_transition_kernel<<<rows, 256, 0, stream>>>(a, state.transition, state.blocks);
@@ -1093,21 +1177,16 @@ void DecodeSelector::load(const KvCache& cache, const DecodeInitialState& state,
 
 void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t stream) {
   const Arguments a = Launch::arguments(*this, cache, q);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch_ * blocks_per_sequence_));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes_);
-  config.stream = stream;
-  // Thread blocks of a sequence wait for each other, so all must be on the GPU at the same time.
-  cudaLaunchAttribute cooperative{};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  config.attrs = &cooperative;
-  config.numAttrs = blocks_per_sequence_ > 1 ? 1 : 0;
+  // Thread blocks of a sequence wait for each other. All of them fit on the GPU at once, one on
+  // each multiprocessor, and whatever else runs meanwhile ends by itself. A cooperative launch
+  // would say the same to the driver, which then lets nothing run beside it.
   visit_element(cache.element, [&]<class T>() {
-    check(cudaLaunchKernelEx(&config, decode_selection_kernel<T>, a),
-          "launch of decode_selection_kernel");
+    visit_dim(cache.head_dim, [&]<int kDim>() {
+      decode_selection_kernel<T, kDim>
+          <<<batch_ * blocks_per_sequence_, kThreads, shared_bytes_, stream>>>(a);
+    });
   });
+  check_launch("decode_selection_kernel");
 }
 
 DecodeList DecodeSelector::list() const {
