@@ -31,8 +31,8 @@ struct Budget {
   };
   Kind kind = Kind::kMatched;
   Forced forced = Forced::kSinkAndWindow;
-  /// kMatched and kTopP: fewest blocks of a row. An early row whose share rounds to one block sees no sink,
-  /// which costs a running model several nats a token there, whatever the method.
+  /// kMatched and kTopP: fewest blocks of a row. An early row whose share rounds to one block sees
+  /// no sink, which costs a running model several nats a token there, whatever the method.
   std::int64_t min_blocks = 1;
   /// kTopP, for scores >= 0: the share to reach, forced blocks included. They are the diagonal and,
   /// unless `forced` is kDiagonal, the first block. 1 keeps all.

@@ -47,20 +47,19 @@ class AllKeys final : public KeySummary {
 }  // namespace
 
 PolicyEntry block_max_entry() {
-  return {[] {
-            return MethodInfo{"block_max",
-                              "blocks whose best key matches the row's mean query best",
-                              "baseline: the exact maximum that min-max bounds approximate",
-                              "layer, KV head or head", BlockMaxOptions().bind().list()};
-          },
-          [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
-            const auto options = parse_options<BlockMaxOptions>(spec);
-            return make_summary_policy({spec.name, spec_of(spec.name, options), options,
-                                        options.query_pool,
-                                        [](std::int64_t block, std::int64_t dim) {
-                                          return std::make_unique<AllKeys>(block, dim);
-                                        }});
-          }};
+  return {
+      [] {
+        return MethodInfo{"block_max", "blocks whose best key matches the row's mean query best",
+                          "baseline: the exact maximum that min-max bounds approximate",
+                          "layer, KV head or head", BlockMaxOptions().bind().list()};
+      },
+      [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
+        const auto options = parse_options<BlockMaxOptions>(spec);
+        return make_summary_policy({spec.name, spec_of(spec.name, options), options,
+                                    options.query_pool, [](std::int64_t block, std::int64_t dim) {
+                                      return std::make_unique<AllKeys>(block, dim);
+                                    }});
+      }};
 }
 
 }  // namespace sw

@@ -52,22 +52,22 @@ class KeyMeans final : public KeySummary {
 }  // namespace
 
 PolicyEntry block_mean_entry() {
-  return {[] {
-            return MethodInfo{
-                "block_mean",
-                "blocks whose mean key is nearest to the row's mean query (MoBA's gate without "
-                "training; InfLLM-like with granularity=layer,forced=sink_window)",
-                "MoBA, Lu et al., arXiv 2502.13189; InfLLM, Xiao et al., arXiv 2402.04617",
-                "layer, KV head or head", BlockMeanOptions().bind().list()};
-          },
-          [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
-            const auto options = parse_options<BlockMeanOptions>(spec);
-            return make_summary_policy({spec.name, spec_of(spec.name, options), options,
-                                        options.query_pool,
-                                        [](std::int64_t block, std::int64_t dim) {
-                                          return std::make_unique<KeyMeans>(block, dim);
-                                        }});
-          }};
+  return {
+      [] {
+        return MethodInfo{
+            "block_mean",
+            "blocks whose mean key is nearest to the row's mean query (MoBA's gate without "
+            "training; InfLLM-like with granularity=layer,forced=sink_window)",
+            "MoBA, Lu et al., arXiv 2502.13189; InfLLM, Xiao et al., arXiv 2402.04617",
+            "layer, KV head or head", BlockMeanOptions().bind().list()};
+      },
+      [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
+        const auto options = parse_options<BlockMeanOptions>(spec);
+        return make_summary_policy({spec.name, spec_of(spec.name, options), options,
+                                    options.query_pool, [](std::int64_t block, std::int64_t dim) {
+                                      return std::make_unique<KeyMeans>(block, dim);
+                                    }});
+      }};
 }
 
 }  // namespace sw

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/parallel.hpp"
 #include "policy/registry.hpp"
@@ -77,6 +78,12 @@ void softmax(std::span<double> x) {
   for (double& value : x) value /= total;
 }
 
+void normalize(std::span<double> x) {
+  const double total = std::accumulate(x.begin(), x.end(), 0.0);
+  if (total == 0.0) return;
+  for (double& value : x) value /= total;
+}
+
 float dot(const float* x, const float* y, std::int64_t n) {
   constexpr std::int64_t kLanes = 16;
   float partial[kLanes] = {};
@@ -112,29 +119,6 @@ std::vector<float> mean_of_tokens(const HeadsView& x, std::int64_t head, std::in
     row[i] = static_cast<float>(sum[i] / static_cast<double>(end - begin));
   }
   return row;
-}
-
-void last_query_probabilities(const AttentionProblem& problem, std::int64_t count,
-                              const ProbabilityRow& body) {
-  const std::int64_t queries = std::min(count, problem.queries());
-  const std::int64_t dim = problem.head_dim();
-  parallel_for(problem.num_kv_heads(), [&](std::int64_t g, int) {
-    const std::vector<float> keys = load_tokens(problem.k, g, 0, problem.tokens());
-    std::vector<double> p;
-    for (std::int64_t h = g * problem.group(); h < (g + 1) * problem.group(); ++h) {
-      const std::vector<float> rows =
-          load_tokens(problem.q, h, problem.queries() - queries, problem.queries());
-      for (std::int64_t i = 0; i < queries; ++i) {
-        p.resize(static_cast<std::size_t>(problem.tokens() - queries + i + 1));
-        for (std::size_t t = 0; t < p.size(); ++t) {
-          p[t] = problem.scale() * dot(rows.data() + i * dim,
-                                       keys.data() + static_cast<std::int64_t>(t) * dim, dim);
-        }
-        softmax(p);
-        body(h, i, p);
-      }
-    }
-  });
 }
 
 }  // namespace sw

@@ -45,6 +45,8 @@ BlockScores add_head_estimates(const ScoreContext& context, Granularity granular
 
 /// exp(x - max) / sum, in place.
 void softmax(std::span<double> x);
+/// x / sum, in place; zeros stay zeros.
+void normalize(std::span<double> x);
 
 /// Inner product in f32, by 16 partial sums: relative error to sum |x y| at most about
 /// (n / 16 + 4) 2^-24.
@@ -57,13 +59,5 @@ std::vector<float> load_tokens(const HeadsView& x, std::int64_t head, std::int64
 /// Mean of tokens [begin, end) of one head, summed in double.
 std::vector<float> mean_of_tokens(const HeadsView& x, std::int64_t head, std::int64_t begin,
                                   std::int64_t end);
-
-/// Calls body(head, query, probabilities) for the last `count` queries of every query head, with
-/// the exact causal softmax over all keys. Heads run in parallel (body gets one head from one
-/// thread at a time), queries ascend. Cost: count n d multiply-adds a head.
-using ProbabilityRow =
-    std::function<void(std::int64_t head, std::int64_t query, std::span<const double> p)>;
-void last_query_probabilities(const AttentionProblem& problem, std::int64_t count,
-                              const ProbabilityRow& body);
 
 }  // namespace sw

@@ -84,8 +84,8 @@ class SummaryPolicy final : public Policy {
           std::vector<double> p(mass.size());
           for (std::int64_t t = geometry.row_begin(row); t < end; t += pool) {
             const std::int64_t last = std::min(t + pool, end);
-            std::vector<float> query = mean_of_tokens(
-                problem.q, head, t - problem.query_begin(), last - problem.query_begin());
+            std::vector<float> query = mean_of_tokens(problem.q, head, t - problem.query_begin(),
+                                                      last - problem.query_begin());
             for (float& x : query) x *= scale;
             for (std::size_t j = 0; j < p.size(); ++j) {
               p[j] = keys.logit(query.data(), static_cast<std::int64_t>(j));

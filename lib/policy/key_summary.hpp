@@ -8,9 +8,9 @@
 #include "policy/head_scores.hpp"
 
 /// Policies that keep a summary of each key block and compare queries with it: block means, maxima,
-/// bounds, quantised keys. They differ in the summary alone, so one policy runs them all, in prefill
-/// for pooled queries and in decode for the newest query. A head's estimate is the softmax of its
-/// blocks' logits, averaged over the pooled queries of the row.
+/// bounds, quantised keys. They differ in the summary alone, so one policy runs them all, in
+/// prefill for pooled queries and in decode for the newest query. A head's estimate is the softmax
+/// of its blocks' logits, averaged over the pooled queries of the row.
 namespace sw {
 
 /// What is kept of the key blocks of one KV head; grows with the context.
@@ -43,9 +43,9 @@ void add_query_pool(OptionSet& set, std::int64_t& query_pool);
 /// Throws Error(kUsage) when `tokens` does not divide the block size; 0 means the block.
 std::int64_t checked_divisor(const std::string& option, std::int64_t tokens, std::int64_t block);
 
-/// Elementwise minima and maxima of pages of `page` keys; a block's logit is the largest upper bound
-/// sum_x max(q_x min_x, q_x max_x) of its pages: no key of the block has a larger one. Quest's
-/// score. Cost of a logit: 2 d B / page multiply-adds.
+/// Elementwise minima and maxima of pages of `page` keys; a block's logit is the largest upper
+/// bound sum_x max(q_x min_x, q_x max_x) of its pages: no key of the block has a larger one.
+/// Quest's score. Cost of a logit: 2 d B / page multiply-adds.
 std::unique_ptr<KeySummary> make_key_bounds(std::int64_t page, std::int64_t block,
                                             std::int64_t dim);
 
