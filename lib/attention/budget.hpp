@@ -41,7 +41,7 @@ struct Budget {
   /// much less that the whole keeps the density, where it can.
   std::int64_t dense_last_rows = 0;
   /// A phase that the method leaves alone: every causal block is kept, without scores.
-  std::optional<Phase> dense_phase;
+  std::optional<Phase> dense_phase = std::nullopt;
   std::int64_t tau = 0;  ///< kFixed; 0 = max(1, floor(density * b + 0.5))
   double window_frac = 0.05;
   double sink_frac = 0.025;

@@ -67,7 +67,7 @@ TEST(Budget, TopPKeepsTheFewestBlocksThatReachTheShare) {
   using Blocks = std::vector<std::int32_t>;
   EXPECT_EQ(kept(0.25, Budget::Forced::kDiagonal), Blocks({4}));
   EXPECT_EQ(kept(0.3, Budget::Forced::kSinkBlock), Blocks({0, 4}));
-  EXPECT_EQ(kept(0.65, Budget::Forced::kDiagonal), Blocks({3, 4}));
+  EXPECT_EQ(kept(0.64, Budget::Forced::kDiagonal), Blocks({3, 4}));
   EXPECT_EQ(kept(0.66, Budget::Forced::kDiagonal), Blocks({1, 3, 4}));
   EXPECT_EQ(kept(0.25, Budget::Forced::kDiagonal, 3), Blocks({1, 3, 4}));
   EXPECT_EQ(kept(1.0, Budget::Forced::kDiagonal), Blocks({0, 1, 2, 3, 4}));

@@ -193,15 +193,15 @@ class BaselineTest : public ::testing::Test {
   std::unique_ptr<Backend> backend_ = make_cpu_backend();
 };
 
-// Rows 8 and on have enough candidates that 40% hold sink, own block and both heavy ones, and few
-// enough that chance finds less than half.
+// From row 8 on, half of the blocks hold the first, the own, its neighbour (which is planted too,
+// a little weaker) and both heavy ones; chance finds less than half of these.
 TEST_F(BaselineTest, PrefillFindsPlantedBlocks) {
   for (const std::string spec : {"block_mean", "block_max", "minmax_bound", "minmax_bound:page=16",
                                  "xattention", "flexprefill:tau=1", "block_mean:granularity=layer",
                                  "xattention:granularity=kv_head", "block_mean:query_pool=8"}) {
     DecodeCache cache;
     const Outcome outcome =
-        prefill(spec + (spec.find(':') == spec.npos ? ":" : ",") + "forced=sink_block", 0.4, cache);
+        prefill(spec + (spec.find(':') == spec.npos ? ":" : ",") + "forced=sink_block", 0.5, cache);
     EXPECT_EQ(layer_.recall(outcome.selection, 8, 16), 1.0) << spec;
   }
 }
@@ -211,7 +211,7 @@ TEST_F(BaselineTest, PrefillFindsPlantedBlocks) {
 TEST_F(BaselineTest, LinesFindPlantedBlocksOfTheLastRow) {
   for (const char* spec : {"vertical_slash:last_q=32", "flexprefill:tau=0"}) {
     DecodeCache cache;
-    const Outcome outcome = prefill(spec, 0.4, cache);
+    const Outcome outcome = prefill(spec, 0.5, cache);
     EXPECT_EQ(layer_.recall(outcome.selection, 15, 16), 1.0) << spec;
     EXPECT_LT(layer_.recall(outcome.selection, 8, 15), 0.8) << spec;
   }
@@ -220,7 +220,7 @@ TEST_F(BaselineTest, LinesFindPlantedBlocksOfTheLastRow) {
 TEST_F(BaselineTest, DecodeFindsPlantedBlocks) {
   for (const char* spec :
        {"block_mean", "block_max:forced=diagonal", "minmax_bound:forced=diagonal", "quest",
-        "quest:page=16,granularity=kv_head", "twilight:budget=matched", "twilight:top_p=0.95",
+        "quest:page=16,granularity=kv_head", "twilight:budget=matched", "twilight:top_p=0.99",
         "snapkv", "snapkv:pooling=max,granularity=layer", "tova", "tova:granularity=head"}) {
     DecodeCache cache;
     prefill(spec, 0.3, cache);
@@ -270,7 +270,8 @@ TEST_F(BaselineTest, FullBudgetIsDense) {
 TEST_F(BaselineTest, DensityHoldsInThePhaseOfTheMethod) {
   for (const char* name : kPrefillMethods) {
     DecodeCache cache;
-    EXPECT_NEAR(prefill(name, 0.3, cache).selection.count().density(), 0.3, 0.02) << name;
+    // Each of 16 rows rounds by up to half a block, of an area of 128; not all the same way.
+    EXPECT_NEAR(prefill(name, 0.3, cache).selection.count().density(), 0.3, 0.03) << name;
     const double decoded = decode(name, 0, 0.3, cache).selection.count().density();
     const std::string method = name;
     if (method == "block_mean" || method == "block_max" || method == "minmax_bound") {
