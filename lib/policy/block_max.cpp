@@ -3,6 +3,7 @@
 // own. Keeps a copy of K in f32. Cost: n b / 2 logits a head of d multiply-adds, 1/B of dense
 // attention's QK.
 #include <algorithm>
+#include <limits>
 
 #include "policy/key_summary.hpp"
 #include "policy/registry.hpp"
@@ -26,16 +27,18 @@ class AllKeys final : public KeySummary {
  public:
   AllKeys(std::int64_t block, std::int64_t dim) : block_(block), dim_(dim) {}
 
-  void append(const float* key) override { keys_.insert(keys_.end(), key, key + dim_); }
+  void append(const float* keys, std::int64_t count) override {
+    keys_.insert(keys_.end(), keys, keys + count * dim_);
+  }
 
-  double logit(const float* query, std::int64_t j) const override {
+  void score(const float* query, std::span<double> logits) const override {
     const std::int64_t tokens = static_cast<std::int64_t>(keys_.size()) / dim_;
-    const std::int64_t end = std::min((j + 1) * block_, tokens);
-    float largest = dot(query, keys_.data() + j * block_ * dim_, dim_);
-    for (std::int64_t t = j * block_ + 1; t < end; ++t) {
-      largest = std::max(largest, dot(query, keys_.data() + t * dim_, dim_));
+    const std::int64_t end = std::min(static_cast<std::int64_t>(logits.size()) * block_, tokens);
+    std::fill(logits.begin(), logits.end(), -std::numeric_limits<double>::infinity());
+    for (std::int64_t t = 0; t < end; ++t) {
+      double& logit = logits[static_cast<std::size_t>(t / block_)];
+      logit = std::max<double>(logit, dot(query, keys_.data() + t * dim_, dim_));
     }
-    return largest;
   }
 
  private:

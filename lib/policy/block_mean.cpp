@@ -28,18 +28,24 @@ class KeyMeans final : public KeySummary {
  public:
   KeyMeans(std::int64_t block, std::int64_t dim) : block_(block), dim_(dim) {}
 
-  void append(const float* key) override {
-    if (tokens_ % block_ == 0) sums_.resize(sums_.size() + static_cast<std::size_t>(dim_), 0.0);
-    double* sum = sums_.data() + tokens_ / block_ * dim_;
-    for (std::int64_t x = 0; x < dim_; ++x) sum[x] += key[x];
-    ++tokens_;
+  void append(const float* keys, std::int64_t count) override {
+    for (const float* key = keys; key != keys + count * dim_; key += dim_, ++tokens_) {
+      if (tokens_ % block_ == 0) sums_.resize(sums_.size() + static_cast<std::size_t>(dim_), 0.0);
+      double* sum = sums_.data() + tokens_ / block_ * dim_;
+      for (std::int64_t x = 0; x < dim_; ++x) sum[x] += key[x];
+    }
   }
 
-  double logit(const float* query, std::int64_t j) const override {
-    const double* sum = sums_.data() + j * dim_;
-    double product = 0.0;
-    for (std::int64_t x = 0; x < dim_; ++x) product += query[x] * sum[x];
-    return product / static_cast<double>(std::min(block_, tokens_ - j * block_));
+  void score(const float* query, std::span<double> logits) const override {
+    const double* sum = sums_.data();
+    std::int64_t left = tokens_;
+    for (double& logit : logits) {
+      logit = 0.0;
+      for (std::int64_t x = 0; x < dim_; ++x) logit += query[x] * sum[x];
+      logit /= static_cast<double>(std::min(block_, left));
+      sum += dim_;
+      left -= block_;
+    }
   }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "core/parallel.hpp"
@@ -82,6 +83,14 @@ void normalize(std::span<double> x) {
   const double total = std::accumulate(x.begin(), x.end(), 0.0);
   if (total == 0.0) return;
   for (double& value : x) value /= total;
+}
+
+double log_sum_exp(std::span<const double> x) {
+  if (x.empty()) return -std::numeric_limits<double>::infinity();
+  const double largest = *std::max_element(x.begin(), x.end());
+  double sum = 0.0;
+  for (const double value : x) sum += std::exp(value - largest);
+  return largest + std::log(sum);
 }
 
 float dot(const float* x, const float* y, std::int64_t n) {

@@ -48,6 +48,9 @@ void softmax(std::span<double> x);
 /// x / sum, in place; zeros stay zeros.
 void normalize(std::span<double> x);
 
+/// ln of the sum of exp(x); -infinity for no values.
+double log_sum_exp(std::span<const double> x);
+
 /// Inner product in f32, by 16 partial sums: relative error to sum |x y| at most about
 /// (n / 16 + 4) 2^-24.
 float dot(const float* x, const float* y, std::int64_t n);

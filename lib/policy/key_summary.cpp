@@ -18,11 +18,8 @@ struct Summaries {
 
   void append(const HeadsView& k) {
     parallel_for(k.heads, [&](std::int64_t g, int) {
-      std::vector<float> key(static_cast<std::size_t>(k.dim));
-      for (std::int64_t t = tokens; t < k.tokens; ++t) {
-        k.load_row(g, t, key.data());
-        heads[static_cast<std::size_t>(g)]->append(key.data());
-      }
+      const std::vector<float> keys = load_tokens(k, g, tokens, k.tokens);
+      heads[static_cast<std::size_t>(g)]->append(keys.data(), k.tokens - tokens);
     });
     tokens = k.tokens;
   }
@@ -87,9 +84,7 @@ class SummaryPolicy final : public Policy {
             std::vector<float> query = mean_of_tokens(problem.q, head, t - problem.query_begin(),
                                                       last - problem.query_begin());
             for (float& x : query) x *= scale;
-            for (std::size_t j = 0; j < p.size(); ++j) {
-              p[j] = keys.logit(query.data(), static_cast<std::int64_t>(j));
-            }
+            keys.score(query.data(), p);
             softmax(p);
             const double share = static_cast<double>(last - t) / tokens;
             for (std::size_t j = 0; j < p.size(); ++j) mass[j] += share * p[j];
@@ -105,11 +100,13 @@ class KeyBounds final : public KeySummary {
   KeyBounds(std::int64_t page, std::int64_t block, std::int64_t dim)
       : page_(page), pages_per_block_(block / page), dim_(dim) {}
 
-  void append(const float* key) override {
-    if (tokens_ % page_ == 0) {
-      low_.insert(low_.end(), key, key + dim_);
-      high_.insert(high_.end(), key, key + dim_);
-    } else {
+  void append(const float* keys, std::int64_t count) override {
+    for (const float* key = keys; key != keys + count * dim_; key += dim_, ++tokens_) {
+      if (tokens_ % page_ == 0) {
+        low_.insert(low_.end(), key, key + dim_);
+        high_.insert(high_.end(), key, key + dim_);
+        continue;
+      }
       float* low = low_.data() + (tokens_ / page_) * dim_;
       float* high = high_.data() + (tokens_ / page_) * dim_;
       for (std::int64_t x = 0; x < dim_; ++x) {
@@ -117,23 +114,23 @@ class KeyBounds final : public KeySummary {
         high[x] = std::max(high[x], key[x]);
       }
     }
-    ++tokens_;
   }
 
-  double logit(const float* query, std::int64_t j) const override {
+  void score(const float* query, std::span<double> logits) const override {
     const std::int64_t pages = (tokens_ + page_ - 1) / page_;
-    const std::int64_t end = std::min((j + 1) * pages_per_block_, pages);
-    double largest = -std::numeric_limits<double>::infinity();
-    for (std::int64_t u = j * pages_per_block_; u < end; ++u) {
+    std::fill(logits.begin(), logits.end(), -std::numeric_limits<double>::infinity());
+    const std::int64_t end =
+        std::min(static_cast<std::int64_t>(logits.size()) * pages_per_block_, pages);
+    for (std::int64_t u = 0; u < end; ++u) {
       const float* low = low_.data() + u * dim_;
       const float* high = high_.data() + u * dim_;
       double bound = 0.0;
       for (std::int64_t x = 0; x < dim_; ++x) {
         bound += static_cast<double>(std::max(query[x] * low[x], query[x] * high[x]));
       }
-      largest = std::max(largest, bound);
+      double& logit = logits[static_cast<std::size_t>(u / pages_per_block_)];
+      logit = std::max(logit, bound);
     }
-    return largest;
   }
 
  private:

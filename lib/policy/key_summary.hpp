@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "policy/head_scores.hpp"
@@ -17,10 +18,11 @@ namespace sw {
 class KeySummary {
  public:
   virtual ~KeySummary() = default;
-  /// The next key [dim].
-  virtual void append(const float* key) = 0;
-  /// Logit of key block j for `query` [dim], which comes in scaled by 1/sqrt(dim).
-  virtual double logit(const float* query, std::int64_t j) const = 0;
+  /// The next keys [count, dim]; the first call brings the prompt.
+  virtual void append(const float* keys, std::int64_t count) = 0;
+  /// Logits of the key blocks 0 .. logits.size() - 1 for `query` [dim], which comes in scaled by
+  /// 1/sqrt(dim). -infinity says that a block has no weight; not all blocks may.
+  virtual void score(const float* query, std::span<double> logits) const = 0;
 };
 
 /// Makes an empty summary for blocks of `block` keys of `dim` elements. Throws Error(kUsage) when

@@ -39,27 +39,28 @@ class QuantizedKeys final : public KeySummary {
   QuantizedKeys(std::int64_t bits, std::int64_t block, std::int64_t dim)
       : steps_(static_cast<float>((1 << bits) - 1)), block_(block), dim_(dim) {}
 
-  void append(const float* key) override {
-    const auto [low, high] = std::minmax_element(key, key + dim_);
-    const float step = std::max(*high - *low, 1e-9f) / steps_;
-    for (std::int64_t x = 0; x < dim_; ++x) {
-      keys_.push_back(std::nearbyint((key[x] - *low) / step) * step + *low);
+  void append(const float* keys, std::int64_t count) override {
+    for (const float* key = keys; key != keys + count * dim_; key += dim_) {
+      const auto [low, high] = std::minmax_element(key, key + dim_);
+      const float step = std::max(*high - *low, 1e-9f) / steps_;
+      for (std::int64_t x = 0; x < dim_; ++x) {
+        keys_.push_back(std::nearbyint((key[x] - *low) / step) * step + *low);
+      }
     }
   }
 
-  /// ln of the sum of exp(logits) of the block's keys.
-  double logit(const float* query, std::int64_t j) const override {
+  /// ln of the sum of exp(logits) of each block's keys.
+  void score(const float* query, std::span<double> logits) const override {
     const std::int64_t tokens = static_cast<std::int64_t>(keys_.size()) / dim_;
-    const std::int64_t begin = j * block_;
-    const std::int64_t end = std::min(begin + block_, tokens);
-    std::vector<double> logits;
-    for (std::int64_t t = begin; t < end; ++t) {
-      logits.push_back(dot(query, keys_.data() + t * dim_, dim_));
+    std::vector<double> x;
+    for (std::size_t j = 0; j < logits.size(); ++j) {
+      const std::int64_t begin = static_cast<std::int64_t>(j) * block_;
+      x.clear();
+      for (std::int64_t t = begin; t < std::min(begin + block_, tokens); ++t) {
+        x.push_back(dot(query, keys_.data() + t * dim_, dim_));
+      }
+      logits[j] = log_sum_exp(x);
     }
-    const double largest = *std::max_element(logits.begin(), logits.end());
-    double sum = 0.0;
-    for (const double x : logits) sum += std::exp(x - largest);
-    return largest + std::log(sum);
   }
 
  private:

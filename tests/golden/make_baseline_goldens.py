@@ -19,7 +19,7 @@ import sys
 
 import numpy as np
 
-from make_goldens import case_input, matched_counts
+from make_goldens import SplitMix64, case_input, matched_counts
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PATH = os.path.join(HERE, "baseline_policies.json")
@@ -185,6 +185,44 @@ def flexprefill_rows(q, k, rows, B, scale, tau):
             for _, e in rows]
 
 
+def normals(seed, count):
+    rng = SplitMix64(seed)
+    u = [(rng.next() >> 11) * 2.0**-53 for _ in range(2 * count)]
+    return np.array([np.sqrt(-2 * np.log(1 - a)) * np.cos(2 * np.pi * b)
+                     for a, b in zip(u[::2], u[1::2])])
+
+
+def magicpig_step(q, k, n, p, B, scale, K, L, sink, local):
+    """2410.16179, section 4 and algorithm 1: hashed prompt keys, importance weights 1/u."""
+    d = k.shape[1]
+    planes = normals(0, K * L * d).astype(np.float32).astype(np.longdouble).reshape(L, K, d)
+    begin, end = min(sink, n), max(min(sink, n), n - local)
+    mean = k[begin:end].mean(axis=0) if end > begin else np.zeros(d)
+
+    def signs(x):
+        values = planes @ x
+        if np.abs(values).min() < 1e-5 * np.sqrt(x @ x):
+            raise NearTie
+        return values > 0
+
+    query = q[p]
+    mine = signs(query)
+    weight = np.zeros(p + 1, dtype=np.longdouble)
+    for t in range(p + 1):
+        e = np.exp(query @ k[t] * scale)
+        if not begin <= t < end:
+            weight[t] = e
+            continue
+        x = k[t] - mean
+        if (signs(x) == mine).all(axis=1).sum() < 2:
+            continue
+        angle = np.arccos(query @ x / np.sqrt((query @ query) * (x @ x)))
+        hit = (1 - angle / np.pi)**K
+        u = 1 - (1 - hit)**L - L * hit * (1 - hit)**(L - 1)
+        weight[t] = e / u
+    return normalised(to_blocks(weight, B))
+
+
 # Decode: the scores of the step at position p, after a prompt of n tokens.
 
 def snapkv_step(q, k, n, p, B, scale, window, kernel, pooling):
@@ -289,6 +327,7 @@ DEFAULTS = {
     "tri_shape": dict(last_rows=2),
     "quest": dict(forced="diagonal", page=0),
     "twilight": dict(forced="diagonal", bits=4, budget="top_p", top_p=0.85),
+    "magicpig": dict(forced="sink_block", bits=10, tables=150, sink=4, local=64),
     "snapkv": dict(forced="diagonal", window=32, kernel=5, pooling="avg"),
     "h2o": dict(forced="recent_half"),
     "tova": dict(forced="diagonal", granularity="layer"),
@@ -324,6 +363,9 @@ def decode_estimate(policy, opt, q, k, n, p, B, scale):
         return pooled_rows(q, k, [(p, p + 1)], B, scale, 1, logit_of(policy, opt))[0]
     if policy == "snapkv":
         return snapkv_step(q, k, n, p, B, scale, opt["window"], opt["kernel"], opt["pooling"])
+    if policy == "magicpig":
+        return magicpig_step(q, k, n, p, B, scale, opt["bits"], opt["tables"], opt["sink"],
+                             opt["local"])
     if policy == "h2o":
         return h2o_step(q, k, p, B, scale)
     return tova_step(q, k, p, B, scale) if policy == "tova" else None
@@ -389,6 +431,8 @@ CASES = [
     ("quest", dict(page=8, granularity="kv_head", budget="top_p", top_p=0.7), [RAGGED]),
     ("twilight", {}, [GQA, RAGGED]),
     ("twilight", dict(bits=2, budget="matched", granularity="layer"), [GQA]),
+    ("magicpig", dict(bits=4, tables=20, local=20), [GQA, RAGGED]),
+    ("magicpig", dict(bits=2, tables=8, sink=1, granularity="layer"), [RAGGED, SHORT]),
     ("snapkv", {}, [GQA, RAGGED, SHORT]),
     ("snapkv", dict(window=8, kernel=7, pooling="max", granularity="kv_head"), [RAGGED]),
     ("h2o", {}, [GQA, RAGGED]),

@@ -22,7 +22,7 @@ using nlohmann::json;
 constexpr const char* kPrefillMethods[] = {"block_mean",     "block_max",   "minmax_bound",
                                            "vertical_slash", "flexprefill", "xattention",
                                            "tri_shape"};
-constexpr const char* kDecodeMethods[] = {"quest", "twilight", "snapkv", "h2o", "tova"};
+constexpr const char* kDecodeMethods[] = {"quest", "twilight", "magicpig", "snapkv", "h2o", "tova"};
 
 std::string spec_of(const std::string& name, const json& options) {
   std::string spec = name;
@@ -221,7 +221,8 @@ TEST_F(BaselineTest, DecodeFindsPlantedBlocks) {
   for (const char* spec :
        {"block_mean", "block_max:forced=diagonal", "minmax_bound:forced=diagonal", "quest",
         "quest:page=16,granularity=kv_head", "twilight:budget=matched", "twilight:top_p=0.99",
-        "snapkv", "snapkv:pooling=max,granularity=layer", "tova", "tova:granularity=head"}) {
+        "magicpig", "magicpig:bits=8,tables=75,granularity=layer", "snapkv",
+        "snapkv:pooling=max,granularity=layer", "tova", "tova:granularity=head"}) {
     DecodeCache cache;
     prefill(spec, 0.3, cache);
     for (std::int64_t step = 0; step < 8; ++step) {
@@ -327,9 +328,10 @@ TEST_F(BaselineTest, OptionsAreChecked) {
   EXPECT_FALSE(make_policy("quest:budget=top_p", 0)->takes_density());
   EXPECT_FALSE(make_policy("twilight", 0)->takes_density());
   EXPECT_EQ(error_of("snapkv:kernel=4"), "method 'snapkv': option 'kernel': 4 is not odd");
-  for (const char* spec : {"quest:page=-1", "xattention:stride=0", "block_mean:top_p=0",
-                           "block_mean:budget=release", "h2o:budget=top_p", "tova:forced=all",
-                           "vertical_slash:last_q=0", "twilight:bits=9", "flexprefill:tau=2"}) {
+  for (const char* spec :
+       {"quest:page=-1", "xattention:stride=0", "block_mean:top_p=0", "block_mean:budget=release",
+        "h2o:budget=top_p", "tova:forced=all", "vertical_slash:last_q=0", "twilight:bits=9",
+        "magicpig:tables=1", "magicpig:bits=17", "flexprefill:tau=2"}) {
     EXPECT_NE(error_of(spec), "no error") << spec;
   }
   DecodeCache cache;
