@@ -207,12 +207,14 @@ TEST_F(BaselineTest, PrefillFindsPlantedBlocks) {
 }
 
 // Lines extrapolate from the last rows: theirs they find, those of other rows, planted at random,
-// no better than chance.
+// no better than chance. FlexPrefill's last 64 queries reach into row 14, whose heavy blocks
+// compete.
 TEST_F(BaselineTest, LinesFindPlantedBlocksOfTheLastRow) {
-  for (const char* spec : {"vertical_slash:last_q=32", "flexprefill:tau=0"}) {
+  for (const std::string spec : {"vertical_slash:last_q=32", "flexprefill:tau=0"}) {
     DecodeCache cache;
     const Outcome outcome = prefill(spec, 0.5, cache);
-    EXPECT_EQ(layer_.recall(outcome.selection, 15, 16), 1.0) << spec;
+    EXPECT_GE(layer_.recall(outcome.selection, 15, 16), spec == "flexprefill:tau=0" ? 0.75 : 1.0)
+        << spec;
     EXPECT_LT(layer_.recall(outcome.selection, 8, 15), 0.8) << spec;
   }
 }
