@@ -148,6 +148,13 @@ void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) 
   }
 }
 
+void fill_marked(Row& row, std::span<const double> scores) {
+  row.keep_window(1);
+  for (std::int64_t j = 0; j < row.candidates(); ++j) {
+    if (scores[static_cast<std::size_t>(j)] > 0.0) row.keep(j, Part::kScored);
+  }
+}
+
 void keep_all(Row& row, Part part) {
   for (std::int64_t j = 0; j < row.candidates(); ++j) row.keep(j, part);
 }
@@ -257,6 +264,8 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
         return;
       case Budget::Kind::kTopP:
         return fill_top_p(row, s, budget);
+      case Budget::Kind::kMarked:
+        return fill_marked(row, s);
       case Budget::Kind::kFixed:
         return fill_fixed(row, s, tau, phase);
       default:

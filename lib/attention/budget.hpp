@@ -20,6 +20,7 @@ struct Budget {
     kFixed,    ///< tau blocks a row
     kRelease,  ///< the authors' release: quantile threshold, token-level window and sink
     kTopP,     ///< the fewest blocks that hold the share `top_p` of a row's summed scores
+    kMarked,   ///< every block with a score above 0, and the row's own: the policy has decided
   };
   /// What a row keeps whatever its scores; the diagonal block always is.
   enum class Forced {

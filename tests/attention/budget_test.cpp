@@ -73,6 +73,18 @@ TEST(Budget, TopPKeepsTheFewestBlocksThatReachTheShare) {
   EXPECT_EQ(kept(1.0, Budget::Forced::kDiagonal), Blocks({0, 1, 2, 3, 4}));
 }
 
+TEST(Budget, MarkedKeepsWhatScoresAboveZero) {
+  const BlockGeometry g{8, 32, 40};  // one row of five candidates
+  BlockScores scores{1, Matrix(1, 5)};
+  scores.values(0, 1) = 2.0;
+  scores.values(0, 2) = 0.5;
+  Budget budget;
+  budget.kind = Budget::Kind::kMarked;
+  const BlockSelection s = select_blocks(scores, g, budget, 0.1, Phase::kPrefill);
+  EXPECT_EQ(std::vector<std::int32_t>(s.blocks(0, 0).begin(), s.blocks(0, 0).end()),
+            std::vector<std::int32_t>({1, 2, 4}));
+}
+
 TEST(Budget, RecentHalfAndSinkBlock) {
   const BlockGeometry g{8, 72, 80};  // one row of ten candidates
   BlockScores scores{1, Matrix(1, 10)};
@@ -126,7 +138,9 @@ TEST(Budget, MinBlocksHoldsTheFloorOfEarlyRows) {
       EXPECT_EQ(
           floored.blocks(0, r).size(),
           std::max<std::size_t>(m, static_cast<std::size_t>(std::min<std::int64_t>(4, r + 1))));
-      if (forced != Budget::Forced::kDiagonal) EXPECT_EQ(floored.blocks(0, r).front(), 0);
+      if (forced != Budget::Forced::kDiagonal) {
+        EXPECT_EQ(floored.blocks(0, r).front(), 0);
+      }
     }
   }
 }

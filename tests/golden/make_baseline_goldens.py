@@ -167,22 +167,65 @@ def divergence(p, q):
 branches = set()
 
 
-def flexprefill_rows(q, k, rows, B, scale, tau):
-    """2502.20766, algorithms 1 to 3, with one score for each block pair."""
-    n = len(k)
+def flexprefill_rows(q, k, rows, B, scale, opt):
+    """2502.20766, algorithms 1 to 3. With budget=gamma entries above 0 are what is kept; otherwise
+    one score for each block pair."""
+    n, tau, gamma = len(k), opt["tau"], opt["gamma"]
     vertical, slash = lines(q, k, scale, B)
     v, s = to_blocks(vertical, B), to_blocks(slash, B)
     tail = q[max(0, n - B):].mean(axis=0)
     means = [k[a:e].mean(axis=0) for a, e in cut(n, B)]
+    b = len(means)
     d = divergence(v, softmax(np.array([tail @ m for m in means]) * scale))
     if abs(d - tau) < TIE:
         raise NearTie
-    branches.add(bool(d < tau))
-    if d < tau:
-        return [softmax(np.array([q[a:e].mean(axis=0) @ m for m in means[:(e - 1) // B + 1]])
-                        * scale) for a, e in rows]
+    query_aware = bool(d < tau)
+    branches.add((query_aware, opt["budget"]))
+    predicted = [softmax(np.array([q[a:e].mean(axis=0) @ m for m in means[:(e - 1) // B + 1]])
+                         * scale) for a, e in rows]
+    if opt["budget"] == "gamma":
+        fewest = min(-(-opt["min_budget"] // B), b)
+        size = [fewest, fewest]
+        if not query_aware:
+            size = [min(max((covered(x, gamma) + 1) // B + 1, fewest), b)
+                    for x in (vertical, slash)]
+        columns, diagonals = (largest(x, count) for x, count in zip((v, s), size))
+        pairs = set()
+        if query_aware:
+            flat = sorted(((p, i, j) for i, row in enumerate(predicted)
+                           for j, p in enumerate(row)), reverse=True)
+            count = covered(np.array([x[0] for x in flat]), gamma * b)
+            check_values([x[0] for x in flat], count)
+            pairs = {(i, j) for _, i, j in flat[:count]}
+        out = []
+        for i in range(b):
+            out.append(normalised([int(j in columns) + int(i - j in diagonals) + int((i, j) in pairs)
+                                   for j in range(i + 1)]))
+        return out
+    if query_aware:
+        return predicted
     return [normalised([v[j] + s[(e - 1) // B - j] for j in range((e - 1) // B + 1)])
             for _, e in rows]
+
+
+def covered(x, share):
+    """How many of the largest have a running sum of at most the share."""
+    sums = np.cumsum(np.sort(x)[::-1])
+    if np.abs(sums - share).min() < 1e-5 and abs(share - x.sum()) > 1e-5:
+        raise NearTie
+    return int((sums <= share).sum())
+
+
+def check_values(ordered, count):
+    if 0 < count < len(ordered) and ordered[count - 1] - ordered[count] < TIE * ordered[count - 1]:
+        raise NearTie
+
+
+def largest(x, count):
+    """Indices of the first and the largest others."""
+    order = sorted(range(1, len(x)), key=lambda i: -x[i])
+    check_values([x[i] for i in order], count - 1)
+    return {0} | set(order[:count - 1])
 
 
 def normals(seed, count):
@@ -285,6 +328,8 @@ def select(scores, opt, density):
             have += scores[j]
             kept.add(j)
         return sorted(kept)
+    if opt["budget"] == "gamma":
+        return sorted(diagonal | {j for j in range(c) if scores[j] > 0})
     m, window, sink = matched_counts(density, c)
     kept = set(diagonal)
     if forced == "sink_window":
@@ -322,7 +367,7 @@ DEFAULTS = {
     "block_max": dict(forced="sink_window", query_pool=0),
     "minmax_bound": dict(forced="sink_window", query_pool=0, page=0),
     "vertical_slash": dict(forced="sink_block", last_q=64),
-    "flexprefill": dict(forced="sink_block", tau=0.1),
+    "flexprefill": dict(forced="sink_block", tau=0.1, gamma=0.95, min_budget=1024),
     "xattention": dict(forced="sink_block", stride=8),
     "tri_shape": dict(last_rows=2),
     "quest": dict(forced="diagonal", page=0),
@@ -351,7 +396,7 @@ def prefill_estimates(policy, opt, q, k, B, scale):
     if policy == "vertical_slash":
         return vertical_slash_rows(q, k, rows, B, scale, opt["last_q"])
     if policy == "flexprefill":
-        return flexprefill_rows(q, k, rows, B, scale, opt["tau"])
+        return flexprefill_rows(q, k, rows, B, scale, opt)
     if policy == "xattention":
         return xattention_rows(q, k, rows, B, scale, opt["stride"])
     return None
@@ -423,6 +468,10 @@ CASES = [
     ("flexprefill", {}, [GQA, RAGGED, SHORT]),
     ("flexprefill", dict(tau=1), [GQA]),
     ("flexprefill", dict(tau=0.25, granularity="kv_head"), [RAGGED]),
+    ("flexprefill", dict(budget="gamma", min_budget=16, gamma=0.6, tau=0.25), [GQA, RAGGED]),
+    ("flexprefill", dict(budget="gamma", min_budget=32, gamma=0.7, tau=0, granularity="kv_head"),
+     [RAGGED]),
+    ("flexprefill", dict(budget="gamma"), [SHORT]),
     ("xattention", {}, [GQA, RAGGED, SHORT]),
     ("xattention", dict(stride=16, budget="top_p", granularity="kv_head"), [RAGGED]),
     ("tri_shape", {}, [GQA, RAGGED]),
@@ -463,7 +512,7 @@ def generate():
         else:
             raise AssertionError(case["name"])
         lines_out.append(json.dumps(short(result), separators=(",", ":"), allow_nan=False))
-    assert branches == {True, False}
+    assert branches == {(x, y) for x in (True, False) for y in ("matched", "gamma")}
     return '{"cases":[\n' + ",\n".join(lines_out) + "\n]}\n"
 
 

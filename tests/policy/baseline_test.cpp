@@ -267,6 +267,9 @@ TEST_F(BaselineTest, FullBudgetIsDense) {
     expect_dense(std::string(name) + (name == std::string("twilight") ? ":" : ":budget=top_p,") +
                  "top_p=1");
   }
+  for (const char* tau : {"0", "1"}) {
+    expect_dense("flexprefill:budget=gamma,gamma=1,min_budget=1000,tau=" + std::string(tau));
+  }
 }
 
 // A decode method leaves the prefill alone, and the other way round where its paper says so.
