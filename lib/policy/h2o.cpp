@@ -2,9 +2,9 @@
 // keys with the most attention summed over all queries so far, and as many recent ones. The prefill
 // attends densely and starts the sums.
 // At block granularity: a block's sum is that of its keys. Left out: that an evicted key gathers no
-// more attention and never returns. The scores here do not depend on the budget, so every block
-// goes on gathering the attention of a dense step and may come back: no worse than H2O itself by
-// its own measure. The matched budget follows the context, where H2O's is fixed at the prompt.
+// more attention and never returns. Scores here do not depend on the budget, so every block goes on
+// gathering what a dense step would give it and may come back: H2O with ideal sums. The matched
+// budget follows the context, where H2O's is fixed at the prompt.
 // Cost: the sums need the attention weights of the dense prefill, which H2O takes from an attention
 // that stores them; here a dense pass is repeated for them, at the prompt and at each step.
 #include "policy/head_scores.hpp"
