@@ -1,7 +1,7 @@
 // Block top-k by max pooling: a block's logit is the largest of its keys' logits for the pooled
 // query. It is what min-max bounds (minmax_bound, Quest) approximate from above; no paper of its
-// own. Keeps a copy of K in f32. Cost: n b / 2 logits a head of d multiply-adds, 1/B of dense
-// attention's QK.
+// own. Keeps a copy of K in f32.
+// Cost: n b / 2 logits a head of d multiply-adds, 1/B of dense attention's QK.
 #include <algorithm>
 #include <limits>
 

@@ -9,9 +9,9 @@
 // matrix, and both at least min_budget tokens of columns and of diagonals; the density follows.
 // With the budgets matched and top_p, a vertical-slash head ranks block pairs by the sum of their
 // line masses instead, so that rows can be cut anywhere. Left out: the release counts distances
-// from the end of a ragged prompt's last block, and does nothing for prompts below min_budget; here
-// distances count from 0. Decode attends densely, as in the release. Cost: B n d + b^2 d / 2
-// multiply-adds a head.
+// from the end of a ragged prompt's last block, and does nothing for prompts below min_budget;
+// here distances count from 0. Decode attends densely, as in the release.
+// Cost: B n d + b^2 d / 2 multiply-adds a head.
 #include <algorithm>
 #include <cmath>
 #include <functional>

@@ -1,7 +1,8 @@
 // Min-max bounds in prefill and decode: Quest's score (Tang et al., arXiv 2406.10774) for the
-// pooled queries of a block row; not published in this form. An upper bound of every logit
-// of a block from the elementwise minima and maxima of its keys. Cost: b^2 / 2 logits a head of 2 d
-// multiply-adds (times B / page), 2/B^2 of dense attention's QK.
+// pooled queries of a block row; not published in this form. An upper bound of every logit of a
+// block from the elementwise minima and maxima of its keys.
+// Cost: b^2 / 2 logits a head of 2 d multiply-adds (times B / page), 2/B^2 of dense attention's
+// QK.
 #include "policy/key_summary.hpp"
 #include "policy/registry.hpp"
 

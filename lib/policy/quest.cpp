@@ -1,9 +1,10 @@
 // Quest (Tang et al., arXiv 2406.10774, and the authors' release): in decode, the pages with the
-// largest upper bound of q.k, from the elementwise minima and maxima of their keys. At block
-// granularity: a page is a block, or with page=16, as in the paper, a block takes the largest bound
-// of its pages. The prefill attends densely, and the first two layers do, as in the release.
-// Nothing is forced there; here the block of the newest token always is. Cost: b logits a head and
-// step of 2 d multiply-adds (times B / page): 2/B of a dense step's QK.
+// largest upper bound of q.k, from the elementwise minima and maxima of their keys. The prefill
+// attends densely, and the first two layers do, as in the release. Nothing is forced there; here
+// the block of the newest token always is.
+// At block granularity: a page is a block, or with page=16, as in the paper, a block takes the
+// largest bound of its pages.
+// Cost: b logits a head and step of 2 d multiply-adds (times B / page): 2/B of a dense step's QK.
 #include "policy/key_summary.hpp"
 #include "policy/registry.hpp"
 

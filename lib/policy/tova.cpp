@@ -1,10 +1,11 @@
 // TOVA (Oren et al., arXiv 2401.06104, and the authors' release): in decode, the keys that the
 // query before attended to most, averaged over heads. Nothing is forced; here the block of the
-// newest token always is. The prefill attends densely. At block granularity: a block's weight is
-// that of its keys. Left out: that an evicted key never returns. The scores here do not depend on
-// the budget, so each step ranks by the dense attention of the step before and a block may come
-// back: no worse than TOVA itself by its own measure. Cost: TOVA reads the weights of the attention
-// that runs anyway; here a dense step is repeated for them.
+// newest token always is. The prefill attends densely.
+// At block granularity: a block's weight is that of its keys. Left out: that an evicted key never
+// returns. Scores here do not depend on the budget, so each step ranks by what a dense step gave
+// the query before, and a block may come back: TOVA with ideal weights.
+// Cost: TOVA reads the weights of the attention that runs anyway; here a dense step is repeated
+// for them.
 #include "policy/head_scores.hpp"
 #include "policy/registry.hpp"
 
