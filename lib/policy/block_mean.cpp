@@ -5,6 +5,8 @@
 // selection among heads and forces initial and local tokens: granularity=layer,forced=sink_window;
 // its representative tokens (chosen by local attention) are left out for the mean.
 // Cost: b^2 / 2 logits a head of d multiply-adds, 1/B^2 of dense attention's QK.
+#include <algorithm>
+
 #include "policy/key_summary.hpp"
 #include "policy/registry.hpp"
 

@@ -7,6 +7,9 @@
 // budget follows the context, where H2O's is fixed at the prompt.
 // Cost: the sums need the attention weights of the dense prefill, which H2O takes from an attention
 // that stores them; here a dense pass is repeated for them, at the prompt and at each step.
+#include <algorithm>
+#include <utility>
+
 #include "policy/head_scores.hpp"
 #include "policy/registry.hpp"
 

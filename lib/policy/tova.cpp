@@ -6,6 +6,9 @@
 // the query before, and a block may come back: TOVA with ideal weights.
 // Cost: TOVA reads the weights of the attention that runs anyway; here a dense step is repeated
 // for them.
+#include <algorithm>
+#include <utility>
+
 #include "policy/head_scores.hpp"
 #include "policy/registry.hpp"
 

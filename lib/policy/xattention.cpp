@@ -7,6 +7,8 @@
 // for each head that dynamic programming finds offline are left out. Decode attends densely, as in
 // the release.
 // Cost: n^2 d / (2 S) multiply-adds a head, 1/S of dense attention's QK; holds K in f32.
+#include <algorithm>
+
 #include "core/parallel.hpp"
 #include "policy/head_scores.hpp"
 #include "policy/key_summary.hpp"
