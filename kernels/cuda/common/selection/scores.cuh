@@ -426,8 +426,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
   }
 }
 
-/// Launches both kernels; `DenominatorTile` and `Tile` may differ in precision.
-template <class DenominatorTile, class Tile>
+/// Launches both kernels.
+template <class Tile>
 void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   const auto launch = [&](auto kernel, dim3 grid, int stage_bytes, int other_bytes, int at_least,
                           int static_bytes, const char* name) {
@@ -438,7 +438,7 @@ void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   };
   const auto row_tiles = static_cast<unsigned>(p.padded_queries / kTile);
   const auto col_tiles = static_cast<unsigned>(p.padded_keys / kTile);
-  constexpr int kResident = DenominatorTile::kPlanes * DenominatorTile::kBytes;
+  constexpr int kResident = Tile::kPlanes * Tile::kBytes;
   const auto launch_sums = [&](auto kernel) {
     launch(kernel, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
            2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4, 0,
@@ -447,9 +447,9 @@ void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   if constexpr (Tile::kWarpsN == 1) {
     if (col_tiles == 1) return launch_sums(sum_probabilities<Tile, true>);
   }
-  launch(softmax_denominators<DenominatorTile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
-         kResident, p.padded_dim / DenominatorTile::kChunk * kResident, 0,
-         2 * DenominatorTile::kWarpsN * kTile * 4, "launch of softmax_denominators");
+  launch(softmax_denominators<Tile>, dim3(row_tiles, static_cast<unsigned>(p.heads)), kResident,
+         p.padded_dim / Tile::kChunk * kResident, 0, 2 * Tile::kWarpsN * kTile * 4,
+         "launch of softmax_denominators");
   launch_sums(sum_probabilities<Tile, false>);
 }
 
