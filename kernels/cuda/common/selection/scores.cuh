@@ -57,8 +57,6 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
   extern __shared__ unsigned char unaligned[];
   unsigned char* shared = align_shared(unaligned);
   wait_for_previous();
-  __shared__ float warp_max[Tile::kWarpsN][kTile];
-  __shared__ float warp_sum[Tile::kWarpsN][kTile];
   const int chunks = p.padded_dim / Tile::kChunk;
   const std::uint32_t resident = shared_address(shared);
   const std::uint32_t ring = resident + chunks * kStageBytes;
@@ -171,7 +169,12 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
           add_tile(acc, tile, std::false_type());
         }
       });
-  // A row lies in the 4 lanes of a quad and in the 4 warps abreast.
+  // A row lies in the 4 lanes of a quad and in the warps abreast, which meet in the memory of the
+  // queries.
+  wait_copies<0>();
+  __syncthreads();
+  auto* warp_max = reinterpret_cast<float(*)[kTile]>(shared);
+  auto* warp_sum = warp_max + Tile::kWarpsN;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -430,8 +433,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
 template <class Tile>
 void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   const auto launch = [&](auto kernel, dim3 grid, int stage_bytes, int other_bytes, int at_least,
-                          int static_bytes, const char* name) {
-    p.stages = pipeline_stages(stage_bytes, other_bytes + static_bytes + kAlignment);
+                          const char* name) {
+    p.stages = pipeline_stages(stage_bytes, other_bytes + kAlignment);
     const int shared = std::max(p.stages * stage_bytes + other_bytes, at_least) + kAlignment;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
     launch_chained(name, kernel, grid, kTileThreads, static_cast<std::size_t>(shared), stream, p);
@@ -441,15 +444,14 @@ void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   constexpr int kResident = Tile::kPlanes * Tile::kBytes;
   const auto launch_sums = [&](auto kernel) {
     launch(kernel, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
-           2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4, 0,
+           2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4,
            "launch of sum_probabilities");
   };
   if constexpr (Tile::kWarpsN == 1) {
     if (col_tiles == 1) return launch_sums(sum_probabilities<Tile, true>);
   }
   launch(softmax_denominators<Tile>, dim3(row_tiles, static_cast<unsigned>(p.heads)), kResident,
-         p.padded_dim / Tile::kChunk * kResident, 0, 2 * Tile::kWarpsN * kTile * 4,
-         "launch of softmax_denominators");
+         p.padded_dim / Tile::kChunk * kResident, 0, "launch of softmax_denominators");
   launch_sums(sum_probabilities<Tile, false>);
 }
 
