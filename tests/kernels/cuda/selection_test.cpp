@@ -4,12 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <memory>
 #include <random>
 
 #include "attention/backend.hpp"
 #include "core/error.hpp"
 #include "device_test.hpp"
+#include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/selector.hpp"
 #include "kernels/reference/backend.hpp"
 
@@ -145,6 +146,11 @@ double expect_close(const Matrix& got, const Matrix& want, double scale, double 
   return largest;
 }
 
+/// On Hopper the kernels for every GPU are tested too.
+std::unique_ptr<PortableProducts> products(bool portable) {
+  return portable ? std::make_unique<PortableProducts>() : nullptr;
+}
+
 struct Preset {
   const char* name;
   SketchParams sketch;
@@ -222,12 +228,16 @@ TEST(CudaTransition, MatchesTheReference) {
                      std::to_string(n));
         Layer layer(shape, n, draw == 2 ? Element::kF16 : Element::kBf16, rng());
         layer.index = 2 + draw;
-        transition.run(layer.q_pointer(), layer.k_pointer(), layer.element, n, layer.index, a,
-                       nullptr);
-        synchronize(nullptr, "transition");
         const Matrix want = reference->transition(layer.problem(), preset.sketch, nullptr);
         const double limit = transition_bound(layer, preset.sketch);
-        worst = std::max(worst, expect_close(a.download(), want, transition.out_scale(), limit));
+        for (const bool portable : {false, true}) {
+          SCOPED_TRACE(portable ? "portable" : "of this GPU");
+          const auto guard = products(portable);
+          transition.run(layer.q_pointer(), layer.k_pointer(), layer.element, n, layer.index, a,
+                         nullptr);
+          synchronize(nullptr, "transition");
+          worst = std::max(worst, expect_close(a.download(), want, transition.out_scale(), limit));
+        }
         bound = std::max(bound, limit);
       }
       std::printf("A   %-24s %2d/%d/%-3d relative error %.1e (bound %.1e)\n", preset.name,
@@ -301,85 +311,90 @@ TEST(CudaWalk, DampedMatchesTheReference) {
   SW_REQUIRE_GPU(8);
   const auto reference = make_reference_backend();
   std::mt19937 rng(11);
-  for (const std::int64_t b : {1, 2, 31, 64, 79, 129, 300, 1290}) {
-    for (const int degree : {0, 1, 2, 3, 5}) {
-      if (b > 300 && degree != 3) continue;
-      SCOPED_TRACE("b " + std::to_string(b) + ", degree " + std::to_string(degree));
-      const double beta = 0.25;
-      const Matrix a = random_stochastic(b, rng, 1.5);
-      SplitMatrix device_a(1300, Split::kF16);
-      SplitMatrix state(1300, Split::kF16);
-      Walk walk(1300, Split::kF16);
-      upload(a, device_a);
-      Matrix want = a;
-      double worst = 0.0;
-      for (int layer = 0; layer < (b > 300 ? 1 : 3); ++layer) {
-        // The state as the device holds it, so that errors do not add up over layers.
-        const Matrix previous = layer == 0 ? Matrix() : state.download();
-        want = reference->damped_walk(a, layer == 0 ? nullptr : &previous, beta, degree);
-        walk.damped(device_a, state, beta, degree, nullptr);
-        synchronize(nullptr, "walk");
-        // |dS'| <= beta (|dS| A + e S A), elementwise.
-        Matrix error(b, b);
-        Matrix s = layer == 0 ? a : previous;
-        for (int step = 0; step < degree && b <= 300; ++step) {
-          const double e = product_error(step + 1 < degree, b, Split::kF16);
-          const Matrix carried = multiply(error, a);
-          const Matrix product = multiply(s, a);
+  for (const bool portable : {false, true})
+    for (const std::int64_t b : {1, 2, 31, 64, 79, 129, 300, 1290}) {
+      for (const int degree : {0, 1, 2, 3, 5}) {
+        if (b > 300 && degree != 3) continue;
+        SCOPED_TRACE("b " + std::to_string(b) + ", degree " + std::to_string(degree));
+        const auto guard = products(portable);
+        const double beta = 0.25;
+        const Matrix a = random_stochastic(b, rng, 1.5);
+        SplitMatrix device_a(1300, Split::kF16);
+        SplitMatrix state(1300, Split::kF16);
+        Walk walk(1300, Split::kF16);
+        upload(a, device_a);
+        Matrix want = a;
+        double worst = 0.0;
+        for (int layer = 0; layer < (b > 300 ? 1 : 3); ++layer) {
+          // The state as the device holds it, so that errors do not add up over layers.
+          const Matrix previous = layer == 0 ? Matrix() : state.download();
+          want = reference->damped_walk(a, layer == 0 ? nullptr : &previous, beta, degree);
+          walk.damped(device_a, state, beta, degree, nullptr);
+          synchronize(nullptr, "walk");
+          // |dS'| <= beta (|dS| A + e S A), elementwise.
+          Matrix error(b, b);
+          Matrix s = layer == 0 ? a : previous;
+          for (int step = 0; step < degree && b <= 300; ++step) {
+            const double e = product_error(step + 1 < degree, b, Split::kF16);
+            const Matrix carried = multiply(error, a);
+            const Matrix product = multiply(s, a);
+            for (std::int64_t i = 0; i < b; ++i) {
+              for (std::int64_t j = 0; j < b; ++j) {
+                error(i, j) = beta * (carried(i, j) + e * product(i, j) + 0x1p-36);
+                s(i, j) = (1 - beta) * a(i, j) + beta * product(i, j);
+              }
+            }
+          }
+          const Matrix got = state.download();
           for (std::int64_t i = 0; i < b; ++i) {
             for (std::int64_t j = 0; j < b; ++j) {
-              error(i, j) = beta * (carried(i, j) + e * product(i, j) + 0x1p-36);
-              s(i, j) = (1 - beta) * a(i, j) + beta * product(i, j);
+              const double difference = std::fabs(got(i, j) - want(i, j));
+              // Above 300 blocks: the bound of a row as a whole, with the product at most the
+              // score.
+              const double bound =
+                  b <= 300 ? error(i, j)
+                           : want(i, j) * (product_error(false, b, Split::kF16) +
+                                           2 * beta * product_error(true, b, Split::kF16));
+              ASSERT_LE(difference, bound + 4 * want(i, j) * 0x1p-24) << i << ", " << j;
+              worst = std::max(worst, difference / want(i, j));
             }
           }
         }
-        const Matrix got = state.download();
-        for (std::int64_t i = 0; i < b; ++i) {
-          for (std::int64_t j = 0; j < b; ++j) {
-            const double difference = std::fabs(got(i, j) - want(i, j));
-            // Above 300 blocks: the bound of a row as a whole, with the product at most the score.
-            const double bound =
-                b <= 300 ? error(i, j)
-                         : want(i, j) * (product_error(false, b, Split::kF16) +
-                                         2 * beta * product_error(true, b, Split::kF16));
-            ASSERT_LE(difference, bound + 4 * want(i, j) * 0x1p-24) << i << ", " << j;
-            worst = std::max(worst, difference / want(i, j));
-          }
-        }
+        std::printf("S   damped  b %4d degree %d relative error %.1e\n", static_cast<int>(b),
+                    degree, worst);
       }
-      std::printf("S   damped  b %4d degree %d relative error %.1e\n", static_cast<int>(b), degree,
-                  worst);
     }
-  }
 }
 
 TEST(CudaWalk, ProductMatchesTheReference) {
   SW_REQUIRE_GPU(8);
   const auto reference = make_reference_backend();
   std::mt19937 rng(12);
-  for (const std::int64_t b : {1, 2, 31, 64, 79, 129, 300, 1290}) {
-    SCOPED_TRACE("b " + std::to_string(b));
-    SplitMatrix device_a(1300, Split::kBf16);
-    SplitMatrix state(1300, Split::kBf16);
-    Walk walk(1300, Split::kBf16);
-    double worst = 0.0;
-    for (int layer = 0; layer < 3; ++layer) {
-      Matrix a = random_stochastic(b, rng, 1.5);
-      for (std::int64_t i = 0; i < b; ++i) {  // unnormalised rows of very different weight
-        for (double& x : a.row(i))
-          x = static_cast<float>(x * std::exp2(-static_cast<int>(rng() % 60)));
+  for (const bool portable : {false, true})
+    for (const std::int64_t b : {1, 2, 31, 64, 79, 129, 300, 1290}) {
+      SCOPED_TRACE("b " + std::to_string(b));
+      const auto guard = products(portable);
+      SplitMatrix device_a(1300, Split::kBf16);
+      SplitMatrix state(1300, Split::kBf16);
+      Walk walk(1300, Split::kBf16);
+      double worst = 0.0;
+      for (int layer = 0; layer < 3; ++layer) {
+        Matrix a = random_stochastic(b, rng, 1.5);
+        for (std::int64_t i = 0; i < b; ++i) {  // unnormalised rows of very different weight
+          for (double& x : a.row(i))
+            x = static_cast<float>(x * std::exp2(-static_cast<int>(rng() % 60)));
+        }
+        upload(a, device_a);
+        const Matrix previous = layer == 0 ? Matrix() : state.download();
+        const Matrix want = reference->product_walk(a, layer == 0 ? nullptr : &previous);
+        walk.product(device_a, state, nullptr);
+        synchronize(nullptr, "walk");
+        // Rows are divided by their sum, which has the error of its terms.
+        const double bound = 2 * product_error(false, b, Split::kBf16) + (b / 128.0 + 24) * 0x1p-24;
+        worst = std::max(worst, expect_close(state.download(), want, 1.0, bound));
       }
-      upload(a, device_a);
-      const Matrix previous = layer == 0 ? Matrix() : state.download();
-      const Matrix want = reference->product_walk(a, layer == 0 ? nullptr : &previous);
-      walk.product(device_a, state, nullptr);
-      synchronize(nullptr, "walk");
-      // Rows are divided by their sum, which has the error of its terms.
-      const double bound = 2 * product_error(false, b, Split::kBf16) + (b / 128.0 + 24) * 0x1p-24;
-      worst = std::max(worst, expect_close(state.download(), want, 1.0, bound));
+      std::printf("R   product b %4d relative error %.1e\n", static_cast<int>(b), worst);
     }
-    std::printf("R   product b %4d relative error %.1e\n", static_cast<int>(b), worst);
-  }
 }
 
 void expect_same(const BlockSelection& got, const BlockSelection& want) {
@@ -582,12 +597,15 @@ TEST(CudaSelector, LargeContext) {
   Selector selector({shape.heads, shape.kv_heads, shape.dim, n, 1}, preset.sketch, preset.walk, {});
   WalkMatrix state = selector.make_state();
   const Layer layer(shape, n, Element::kBf16, 5);
-  const SplitMatrix& a =
-      selector.transition(layer.q_pointer(), layer.k_pointer(), layer.element, n, 0, nullptr);
-  synchronize(nullptr, "transition");
   const Matrix want = reference->transition(layer.problem(), preset.sketch, nullptr);
-  const double error =
-      expect_close(a.download(), want, 1.0, transition_bound(layer, preset.sketch));
+  double error = 0.0;
+  for (const bool portable : {true, false}) {
+    const auto guard = products(portable);
+    const SplitMatrix& a =
+        selector.transition(layer.q_pointer(), layer.k_pointer(), layer.element, n, 0, nullptr);
+    synchronize(nullptr, "transition");
+    error = expect_close(a.download(), want, 1.0, transition_bound(layer, preset.sketch));
+  }
   selector.walk(state, nullptr);
   selector.select(0.2, nullptr);
   const BlockGeometry geometry{64, 0, n};
@@ -612,47 +630,50 @@ TEST(CudaSelector, SameBitsFromRunToRunAndFromAGraph) {
   SW_REQUIRE_GPU(8);
   const Shape shape{32, 8, 128};
   const std::int64_t n = 4777;
-  for (const Preset& preset : {release(), preprint()}) {
-    const Layer layer(shape, n, Element::kBf16, 9);
-    const auto run = [&](Selector& selector, WalkMatrix& state, cudaStream_t stream) {
-      for (int index = 0; index < 2; ++index) {
-        selector.transition(layer.q_pointer(), layer.k_pointer(), layer.element, n, index, stream);
-        selector.walk(state, stream);
-        selector.select(0.2, stream);
+  for (const bool portable : {false, true})
+    for (const Preset& preset : {release(), preprint()}) {
+      const auto guard = products(portable);
+      const Layer layer(shape, n, Element::kBf16, 9);
+      const auto run = [&](Selector& selector, WalkMatrix& state, cudaStream_t stream) {
+        for (int index = 0; index < 2; ++index) {
+          selector.transition(layer.q_pointer(), layer.k_pointer(), layer.element, n, index,
+                              stream);
+          selector.walk(state, stream);
+          selector.select(0.2, stream);
+        }
+      };
+      Selector selector({shape.heads, shape.kv_heads, shape.dim, n, 2}, preset.sketch, preset.walk,
+                        {});
+      cudaStream_t stream = nullptr;
+      check(cudaStreamCreate(&stream), "stream");
+      Matrix first;
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        WalkMatrix state = selector.make_state();
+        if (repeat < 2) {
+          run(selector, state, stream);
+        } else {
+          cudaGraph_t graph = nullptr;
+          cudaGraphExec_t exec = nullptr;
+          check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+          run(selector, state, stream);
+          check(cudaStreamEndCapture(stream, &graph), "capture");
+          check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+          check(cudaGraphLaunch(exec, stream), "graph");
+          check(cudaGraphLaunch(exec, stream), "graph");  // replays start afresh
+          synchronize(stream, "graph");
+          cudaGraphExecDestroy(exec);
+          cudaGraphDestroy(graph);
+        }
+        synchronize(stream, "selection");
+        const Matrix scores = state.download();
+        if (repeat == 0) first = scores;
+        for (std::int64_t i = 0; i < scores.rows(); ++i) {
+          ASSERT_TRUE(std::equal(scores.row(i).begin(), scores.row(i).end(), first.row(i).begin()))
+              << preset.name << ", run " << repeat << ", row " << i;
+        }
       }
-    };
-    Selector selector({shape.heads, shape.kv_heads, shape.dim, n, 2}, preset.sketch, preset.walk,
-                      {});
-    cudaStream_t stream = nullptr;
-    check(cudaStreamCreate(&stream), "stream");
-    Matrix first;
-    for (int repeat = 0; repeat < 3; ++repeat) {
-      WalkMatrix state = selector.make_state();
-      if (repeat < 2) {
-        run(selector, state, stream);
-      } else {
-        cudaGraph_t graph = nullptr;
-        cudaGraphExec_t exec = nullptr;
-        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-        run(selector, state, stream);
-        check(cudaStreamEndCapture(stream, &graph), "capture");
-        check(cudaGraphInstantiate(&exec, graph, 0), "graph");
-        check(cudaGraphLaunch(exec, stream), "graph");
-        check(cudaGraphLaunch(exec, stream), "graph");  // replays start afresh
-        synchronize(stream, "graph");
-        cudaGraphExecDestroy(exec);
-        cudaGraphDestroy(graph);
-      }
-      synchronize(stream, "selection");
-      const Matrix scores = state.download();
-      if (repeat == 0) first = scores;
-      for (std::int64_t i = 0; i < scores.rows(); ++i) {
-        ASSERT_TRUE(std::equal(scores.row(i).begin(), scores.row(i).end(), first.row(i).begin()))
-            << preset.name << ", run " << repeat << ", row " << i;
-      }
+      cudaStreamDestroy(stream);
     }
-    cudaStreamDestroy(stream);
-  }
 }
 
 TEST(CudaSelector, SaysWhatItDoesNotSupport) {

@@ -125,8 +125,7 @@ struct HopperTile {
   static constexpr int kChunk = 64;
   static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
   static constexpr int kBytes = 128 * kSwizzledRow;
-  static constexpr int kBehind = 1;
-  static constexpr bool kOverlaps = true;
+  static constexpr int kBehind = 2;  ///< the products of one stage run on while the next is issued
 
   template <int kRows>
   __device__ static void copy(std::uint32_t to, const std::uint16_t* from, std::int64_t stride) {
@@ -143,6 +142,7 @@ struct HopperTile {
     multiply_stage<T, kTerms, 0>(first, acc[0], a + m0 / 64 * 64 * kSwizzledRow, a_plane, b,
                                  b_plane);
     commit_warpgroup();
+    wait_warpgroup<1>();
   }
   __device__ static void finish() { wait_warpgroup<0>(); }
 };

@@ -3,7 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <atomic>
 #include <string>
 
 #include "core/error.hpp"
@@ -13,6 +13,7 @@ namespace sw::cuda {
 namespace {
 
 constexpr int kMaxStages = 8;
+std::atomic<int> portable_products = 0;
 
 int attribute(cudaDeviceAttr name) {
   int device = 0;
@@ -27,8 +28,11 @@ int attribute(cudaDeviceAttr name) {
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
 bool has_warpgroups() {
-  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && std::getenv("SW_PORTABLE") == nullptr;
+  return portable_products == 0 && attribute(cudaDevAttrComputeCapabilityMajor) == 9;
 }
+
+PortableProducts::PortableProducts() { ++portable_products; }
+PortableProducts::~PortableProducts() { --portable_products; }
 
 int pipeline_stages(int stage_bytes, int other_bytes) {
   const int available = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - other_bytes;

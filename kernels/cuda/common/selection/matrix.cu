@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishArgs p) {
   for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
     float x[4] = {};
     if (quad * 4 < visible) {
+#pragma unroll 8  // that many loads under way
       for (int c = 0; c < p.chunks; ++c) {
         const float4 more = *reinterpret_cast<const float4*>(p.in + c * p.chunk_stride +
                                                              i * p.in_stride + quad * 4);

@@ -33,43 +33,15 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-/// One product of `chunks` stages; `meanwhile` runs during the last of them where a tile allows it.
-template <class Tile, class Accumulator, class Issue, class Meanwhile>
-__device__ __forceinline__ void run_product(int chunks, Accumulator& acc, Issue& issue,
-                                            Meanwhile meanwhile) {
-  for (int c = 0; c + 1 < chunks; ++c) {
-    issue(acc, c);
-    Tile::finish();
-  }
-  issue(acc, chunks - 1);
-  meanwhile();
-  Tile::finish();
-}
-
-/// `count` products: `issue(acc, chunk)` starts a stage, `use(acc, index)` works on a finished
-/// product while the last stage of the next one runs.
+/// `count` products of `chunks` stages: `issue(acc, chunk)` starts a stage, `use(acc, index)` works
+/// on a finished product.
 template <class Tile, class Issue, class Use>
 __device__ __forceinline__ void run_products(int count, int chunks, Issue issue, Use use) {
-  if constexpr (Tile::kOverlaps) {
-    float even[Tile::kM][Tile::kN][4];
-    float odd[Tile::kM][Tile::kN][4];
-    for (int i = 0; i < count; i += 2) {
-      run_product<Tile>(chunks, even, issue, [&]() {
-        if (i > 0) use(odd, i - 1);
-      });
-      if (i + 1 == count) {
-        use(even, i);
-        return;
-      }
-      run_product<Tile>(chunks, odd, issue, [&]() { use(even, i); });
-    }
-    use(odd, count - 1);
-  } else {
-    float acc[Tile::kM][Tile::kN][4];
-    for (int i = 0; i < count; ++i) {
-      run_product<Tile>(chunks, acc, issue, []() {});
-      use(acc, i);
-    }
+  float acc[Tile::kM][Tile::kN][4];
+  for (int i = 0; i < count; ++i) {
+    for (int c = 0; c < chunks; ++c) issue(acc, c);
+    Tile::finish();
+    use(acc, i);
   }
 }
 
@@ -85,8 +57,6 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
   extern __shared__ unsigned char unaligned[];
   unsigned char* shared = align_shared(unaligned);
   wait_for_previous();
-  __shared__ float warp_max[Tile::kWarpsN][kTile];
-  __shared__ float warp_sum[Tile::kWarpsN][kTile];
   const int chunks = p.padded_dim / Tile::kChunk;
   const std::uint32_t resident = shared_address(shared);
   const std::uint32_t ring = resident + chunks * kStageBytes;
@@ -199,7 +169,12 @@ __global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArg
           add_tile(acc, tile, std::false_type());
         }
       });
-  // A row lies in the 4 lanes of a quad and in the 4 warps abreast.
+  // A row lies in the 4 lanes of a quad and in the warps abreast, which meet in the memory of the
+  // queries.
+  wait_copies<0>();
+  __syncthreads();
+  auto* warp_max = reinterpret_cast<float(*)[kTile]>(shared);
+  auto* warp_sum = warp_max + Tile::kWarpsN;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -264,26 +239,40 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
 
   float sum[kM][kN][4] = {};
   if (!is_hidden(p, u0, v0)) {
+    // Heads of a group share the keys, which stay while their chunks are no more than the stages
+    // that may be in use when one is replaced.
+    const bool keys_stay = chunks <= Tile::kBehind;
+    const auto needs_keys = [&](int h) {
+      return !keys_stay || h == 0 || (first_head + h) % group == 0;
+    };
     int next_head = 0;
     int next_chunk = 0;
     int next_slot = 0;
+    int next_key_slot = 0;
     const auto load = [&] {
       if (next_head < heads) {
+        const bool with_keys = needs_keys(next_head);
         const int head = first_head + next_head;
         const std::int64_t q_row = static_cast<std::int64_t>(head) * p.padded_queries + u0;
         const std::int64_t k_row = static_cast<std::int64_t>(head / group) * p.padded_keys + v0;
         const std::uint32_t q = ring + next_slot * kStageBytes;
-        const std::uint32_t k = q + kPlanes * kTileBytes;
+        const std::uint32_t k = ring + next_key_slot * kStageBytes + kPlanes * kTileBytes;
 #pragma unroll
         for (int plane = 0; plane < kPlanes; ++plane) {
           Tile::template copy<kTile>(
               q + plane * kTileBytes,
               p.q + plane * p.q_plane + q_row * p.padded_dim + next_chunk * Tile::kChunk,
               p.padded_dim);
-          Tile::template copy<kTile>(
-              k + plane * kTileBytes,
-              p.k + plane * p.k_plane + k_row * p.padded_dim + next_chunk * Tile::kChunk,
-              p.padded_dim);
+        }
+        if (with_keys) {
+#pragma unroll
+          for (int plane = 0; plane < kPlanes; ++plane) {
+            Tile::template copy<kTile>(
+                k + plane * kTileBytes,
+                p.k + plane * p.k_plane + k_row * p.padded_dim + next_chunk * Tile::kChunk,
+                p.padded_dim);
+          }
+          if (++next_key_slot == p.stages) next_key_slot = 0;
         }
         if (next_chunk == 0 && threadIdx.x < 96 && !(kOnePass && threadIdx.x / 32 == 1)) {
           const int which = static_cast<int>(threadIdx.x) / 32;
@@ -367,14 +356,19 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
       }
     };
     int slot = 0;
+    int head = 0;
+    int key_slot = 0;  // of chunk 0
     run_products<Tile>(
         heads, chunks,
-        [&](auto& acc, int c) {
+        [&](auto& acc, int chunk) {
           Tile::wait(p.stages);
           load();
-          const std::uint32_t q = ring + slot * kStageBytes;
-          Tile::issue(c == 0, acc, q, kTileBytes, q + kPlanes * kTileBytes, kTileBytes, m0, n0);
+          int k = key_slot + chunk;
+          if (k >= p.stages) k -= p.stages;
+          Tile::issue(chunk == 0, acc, ring + slot * kStageBytes, kTileBytes,
+                      ring + k * kStageBytes + kPlanes * kTileBytes, kTileBytes, m0, n0);
           if (++slot == p.stages) slot = 0;
+          if (chunk + 1 == chunks && needs_keys(++head)) key_slot = (key_slot + chunks) % p.stages;
         },
         [&](auto& acc, int h) {
           if (edge) {
@@ -384,6 +378,24 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
           }
         });
     wait_copies<0>();
+  }
+  float* out = p.sums + blockIdx.z * (p.blocks * p.sum_stride);
+  if (p.query_shift == 0 && p.key_shift == 0) {  // a pair of pools is a pair of blocks
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::int64_t row = u0 + m0 + m * 16 + half * 8 + lane / 4;
+        if (row >= p.blocks) continue;
+        float* to = out + row * p.sum_stride + v0 + n0 + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          *reinterpret_cast<float2*>(to + n * 8) =
+              float2{sum[m][n][half * 2], sum[m][n][half * 2 + 1]};
+        }
+      }
+    }
+    return;
   }
   __syncthreads();
   float* tile = reinterpret_cast<float*>(shared);
@@ -400,12 +412,10 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
     }
   }
   __syncthreads();
-  const int cols = kTile >> p.key_shift;
-  const int outputs = (kTile >> p.query_shift) * cols;
-  float* out = p.sums + blockIdx.z * (p.blocks * p.sum_stride);
+  const int outputs = (kTile * kTile) >> p.query_shift >> p.key_shift;
   for (int index = static_cast<int>(threadIdx.x); index < outputs; index += kTileThreads) {
-    const int i = index / cols;
-    const int j = index % cols;
+    const int i = index << p.key_shift >> 7;
+    const int j = index & ((kTile >> p.key_shift) - 1);
     const std::int64_t block_row = (u0 >> p.query_shift) + i;
     const std::int64_t block_col = (v0 >> p.key_shift) + j;
     if (block_row >= p.blocks || block_col >= p.blocks) continue;
@@ -419,30 +429,29 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
   }
 }
 
-/// Launches both kernels; `DenominatorTile` and `Tile` may differ in precision.
-template <class DenominatorTile, class Tile>
+/// Launches both kernels.
+template <class Tile>
 void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
   const auto launch = [&](auto kernel, dim3 grid, int stage_bytes, int other_bytes, int at_least,
-                          int static_bytes, const char* name) {
-    p.stages = pipeline_stages(stage_bytes, other_bytes + static_bytes + kAlignment);
+                          const char* name) {
+    p.stages = pipeline_stages(stage_bytes, other_bytes + kAlignment);
     const int shared = std::max(p.stages * stage_bytes + other_bytes, at_least) + kAlignment;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
     launch_chained(name, kernel, grid, kTileThreads, static_cast<std::size_t>(shared), stream, p);
   };
   const auto row_tiles = static_cast<unsigned>(p.padded_queries / kTile);
   const auto col_tiles = static_cast<unsigned>(p.padded_keys / kTile);
-  constexpr int kResident = DenominatorTile::kPlanes * DenominatorTile::kBytes;
+  constexpr int kResident = Tile::kPlanes * Tile::kBytes;
   const auto launch_sums = [&](auto kernel) {
     launch(kernel, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
-           2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4, 0,
+           2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4,
            "launch of sum_probabilities");
   };
   if constexpr (Tile::kWarpsN == 1) {
     if (col_tiles == 1) return launch_sums(sum_probabilities<Tile, true>);
   }
-  launch(softmax_denominators<DenominatorTile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
-         kResident, p.padded_dim / DenominatorTile::kChunk * kResident, 0,
-         2 * DenominatorTile::kWarpsN * kTile * 4, "launch of softmax_denominators");
+  launch(softmax_denominators<Tile>, dim3(row_tiles, static_cast<unsigned>(p.heads)), kResident,
+         p.padded_dim / Tile::kChunk * kResident, 0, "launch of softmax_denominators");
   launch_sums(sum_probabilities<Tile, false>);
 }
 

@@ -3,8 +3,7 @@
 namespace sw::cuda {
 
 void launch_scores_portable(const ScoreArgs& args, int head_chunks, cudaStream_t stream) {
-  using Tile = PortableTile<__half, 3>;
-  launch_scores<Tile, Tile>(args, head_chunks, stream);
+  launch_scores<PortableTile<__half, 3>>(args, head_chunks, stream);
 }
 
 }  // namespace sw::cuda

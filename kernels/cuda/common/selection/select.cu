@@ -141,13 +141,11 @@ class Row {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) differing |= flags[i] ? keys[i] ^ largest : 0u;
     differing = reduce(differing, [](unsigned a, unsigned b) { return a | b; });
-    if (differing == 0) {
-      int count = 0;
+    int count_all = 0;
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) count += flags[i];
-      reaching = sum(count);
-      return largest;
-    }
+    for (int i = 0; i < kItems; ++i) count_all += flags[i];
+    reaching = sum(count_all);
+    if (differing == 0) return largest;
     // Bits above the first that differs are known.
     const unsigned first = 0x80000000u >> __clz(static_cast<int>(differing));
     unsigned threshold = largest & ~(2 * first - 1);

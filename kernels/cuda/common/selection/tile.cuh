@@ -44,7 +44,6 @@ struct PortableTile {
   static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
   static constexpr int kBytes = 128 * kRowBytes;  ///< of one operand tile
   static constexpr int kBehind = 1;  ///< stages that are being read when the next is asked for
-  static constexpr bool kOverlaps = false;
 
   template <int kRows>
   __device__ static void copy(std::uint32_t to, const std::uint16_t* from, std::int64_t stride) {

@@ -15,8 +15,8 @@ class Walk {
   Walk(int max_blocks, Split split);
 
   /// `degree` times S := (1 - damping) A + damping S A, from S = state (A when it is empty); the
-  /// result is the new state. Steps before the last use the high parts alone: their rounding
-  /// reaches the result times damping^2.
+  /// result is the new state. Up to 128 blocks all is f32; beyond, steps before the last use the
+  /// high parts alone: their rounding (2^-11) reaches the result times damping^2.
   void damped(const SplitMatrix& a, SplitMatrix& state, double damping, int degree,
               cudaStream_t stream);
 

@@ -15,7 +15,7 @@ struct HopperWalk {
   static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
   static constexpr int kXBytes = kRows * kSwizzledRow;
   static constexpr int kABytes = kWalkCols * kSwizzledRow;
-  static constexpr int kBehind = 1;
+  static constexpr int kBehind = 2;
 
   __device__ static int row(int warp, int m) { return (warp / 4 * kM + m) * 64 + warp % 4 * 16; }
   __device__ static int column(int) { return 0; }
@@ -40,30 +40,22 @@ struct HopperWalk {
                                    kXBytes, a, kABytes);
     }
     commit_warpgroup();
-    wait_warpgroup<0>();
+    wait_warpgroup<1>();
   }
   __device__ static void finish() { wait_warpgroup<0>(); }
 };
-
-/// Large tiles once they fill the GPU.
-template <class T, int kTerms>
-void launch_sized(const WalkArgs& args, cudaStream_t stream) {
-  if (args.blocks > 1280) {
-    launch_walk<HopperWalk<T, 2, kTerms>>(args, stream);  // 256 x 128
-  } else {
-    launch_walk<HopperWalk<T, 1, kTerms>>(args, stream);  // 128 x 128
-  }
-}
 
 }  // namespace
 
 void launch_walk_hopper(const WalkArgs& args, Split split, bool single, cudaStream_t stream) {
   if (split == Split::kBf16) {
-    launch_sized<__nv_bfloat16, 3>(args, stream);
-  } else if (single) {
-    launch_sized<__half, 1>(args, stream);
+    launch_walk<HopperWalk<__nv_bfloat16, 1, 3>>(args, stream);
+  } else if (!single) {
+    launch_walk<HopperWalk<__half, 1, 3>>(args, stream);
+  } else if (args.blocks > 1280) {  // large tiles once they fill the GPU
+    launch_walk<HopperWalk<__half, 2, 1>>(args, stream);
   } else {
-    launch_sized<__half, 3>(args, stream);
+    launch_walk<HopperWalk<__half, 1, 1>>(args, stream);
   }
 }
 

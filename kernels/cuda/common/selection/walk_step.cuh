@@ -107,16 +107,20 @@ __global__ void __launch_bounds__(kTileThreads, 1) walk_step(WalkArgs p) {
     for (int half = 0; half < 2; ++half) {
       const std::int64_t i = row0 + Tile::row(warp, m) + half * 8 + lane / 4;
       if (i >= p.blocks) continue;
+      // All loads first: the compiler may not move one across a store.
+      float2 a[Tile::kN] = {};
+      if (p.a != nullptr) {
+        const float* from = p.a + i * p.stride + col0 + Tile::column(warp) + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < Tile::kN; ++n) a[n] = *reinterpret_cast<const float2*>(from + n * 8);
+      }
 #pragma unroll
       for (int n = 0; n < Tile::kN; ++n) {
         const std::int64_t j = col0 + Tile::column(warp) + n * 8 + lane % 4 * 2;
         const std::int64_t at = i * p.stride + j;
         float2 out{gain * acc[m][n][half * 2], gain * acc[m][n][half * 2 + 1]};
-        if (p.a != nullptr) {
-          const float2 a = *reinterpret_cast<const float2*>(p.a + at);
-          out.x = j < p.blocks ? fmaf(p.keep, a.x, out.x) : 0.0f;
-          out.y = j + 1 < p.blocks ? fmaf(p.keep, a.y, out.y) : 0.0f;
-        }
+        out.x = j < p.blocks ? fmaf(p.keep, a[n].x, out.x) : 0.0f;
+        out.y = j + 1 < p.blocks ? fmaf(p.keep, a[n].y, out.y) : 0.0f;
         if (p.values != nullptr) *reinterpret_cast<float2*>(p.values + at) = out;
         if (p.high == nullptr) continue;
         ushort2 high;
