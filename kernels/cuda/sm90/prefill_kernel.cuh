@@ -18,28 +18,25 @@
 /// masked instances every step is masked, by the positions that the producer leaves in the slot.
 namespace sw::cuda::prefill {
 
-#ifndef SW_LAZY
-#define SW_LAZY 0.0f
-#endif
-#ifndef SW_AHEAD
-#define SW_AHEAD 1
-#endif
 constexpr int kFine = 64;           // tokens of a fine block: rows of a warpgroup, rows of a copy
 constexpr int kPanelBytes = 8192;   // 64 rows of 64 columns
 constexpr int kNowhere = INT_MAX / 2;  // position of keys that no query sees
 constexpr int kMaxShared = 232448;  // bytes that a CTA may have
 constexpr int kSharedOfTwo = 115712;  // and each of two on a multiprocessor
-constexpr float kLazyLog2 = SW_LAZY;   // the reference of the exponentials may lag by this much
+constexpr int kMailSlots = 4;
 
 template <Element kElement>
 using Storage = std::conditional_t<kElement == Element::kBf16, __nv_bfloat16, __half>;
 
-template <Element kElement, int kDim, int kWarpgroups, bool kMasked>
+/// `kCluster` CTAs (1 or 2) have the same row and KV head, and different query heads: each fetches
+/// half of every slot, for both.
+template <Element kElement, int kDim, int kWarpgroups, bool kMasked, int kCluster = 1>
 struct Config {
   using T = Storage<kElement>;
   static constexpr int dim = kDim;
   static constexpr int warpgroups = kWarpgroups;
   static constexpr bool masked = kMasked;
+  static constexpr int cluster = kCluster;
   static constexpr int keys = (kDim <= 128 && kWarpgroups == 2) ? 128 : 64;  // of a step
   static constexpr int halves = keys / kFine;
   static constexpr int panels = kDim / 64;
@@ -55,9 +52,9 @@ struct Config {
   static constexpr int threads = 128 * (kWarpgroups + 1);
   // What the launch gives to a thread, times the threads, is dealt out anew.
   static constexpr int producer_registers =
-      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked ? 40 : 24;
+      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked || kCluster > 1 ? 40 : 24;
   static constexpr int consumer_registers =
-      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked ? 232 : 240;
+      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked || kCluster > 1 ? 232 : 240;
 };
 
 /// What a consumer must know of a tile, written by the producer with the queries.
@@ -75,6 +72,9 @@ struct Control {
   std::uint64_t query_full[C::warpgroups];
   std::uint64_t query_empty[C::warpgroups];
   Tile tile[C::warpgroups];
+  // Clusters: tiles that CTA 0 drew, for CTA 1. CTA 0 is at most two tiles ahead.
+  std::uint64_t mail_full[C::cluster > 1 ? kMailSlots : 1];
+  int mail[C::cluster > 1 ? kMailSlots : 1];
   int2 keys[C::masked ? C::slots : 1][2];  // position of a fine block, and whether it is kept
 };
 
@@ -235,7 +235,7 @@ class KeyBlocks {
 
 template <class C>
 __device__ void load_slot(const Shared<C>& shared, Ring<C>& ring, const CUtensorMap& map,
-                          const FineBlock (&blocks)[C::halves], int kv_head, bool leader) {
+                          const FineBlock (&blocks)[C::halves], int kv_head, int rank, bool leader) {
   ptx::barrier_wait(shared.empty(ring.slot), ring.phase ^ 1);
   if (leader) {
     const std::uint32_t full = shared.full(ring.slot);
@@ -249,12 +249,18 @@ __device__ void load_slot(const Shared<C>& shared, Ring<C>& ring, const CUtensor
     ptx::barrier_arrive_expect(full, C::slot_bytes);
 #pragma unroll
     for (int h = 0; h < C::halves; ++h) {
+      if (C::cluster > 1 && h != rank) continue;
       // An absent half is loaded all the same: its probabilities are 0, but V must be finite.
       const int token = (blocks[h].index < 0 ? blocks[0].index : blocks[h].index) * kFine;
 #pragma unroll
       for (int panel = 0; panel < C::panels; ++panel) {
-        ptx::copy_box(shared.slot(ring.slot) + (panel * C::halves + h) * kPanelBytes, map, full,
-                      panel * 64, token, kv_head);
+        const std::uint32_t place =
+            shared.slot(ring.slot) + (panel * C::halves + h) * kPanelBytes;
+        if constexpr (C::cluster > 1) {
+          ptx::copy_box_multicast(place, map, full, 0b11, panel * 64, token, kv_head);
+        } else {
+          ptx::copy_box(place, map, full, panel * 64, token, kv_head);
+        }
       }
     }
   }
@@ -304,16 +310,26 @@ __device__ void produce(const PrefillParams& p, const Shared<C>& shared) {
   }
   Ring<C> ring;
   std::uint32_t query_phase = 0;
-  int index = static_cast<int>(blockIdx.x);
+  const int rank = C::cluster > 1 ? ptx::cluster_rank() : 0;
+  int drawn = 0;
+  int index = static_cast<int>(blockIdx.x) / C::cluster;
   while (index < p.tiles) {
     int following = 0;
-    if (leader) following = static_cast<int>(gridDim.x) + atomicAdd(p.tile_counter, 1);
+    const int mail = drawn++ % kMailSlots;
+    if (leader && rank == 0) {
+      following = static_cast<int>(gridDim.x) / C::cluster + atomicAdd(p.tile_counter, 1);
+      if constexpr (C::cluster > 1) {
+        ptx::store_cluster(
+            ptx::cluster_address(ptx::shared_address(&shared.control->mail[mail]), 1), following,
+            ptx::cluster_address(ptx::shared_address(&shared.control->mail_full[mail]), 1));
+      }
+    }
 
     // KV heads one after the other, so that their K and V stay in L2; long rows first.
     const int tiles_of_kv = p.tile_rows * p.sets;
     const int kv_head = index / tiles_of_kv;
     const int row = p.tile_rows - 1 - index % tiles_of_kv / p.sets;
-    const int set = index % p.sets;
+    const int set = index % p.sets * C::cluster + rank;
     const int fine = p.first_fine + row * p.rows_per_tile;
     KeyBlocks<C::masked> list(p, kv_head * p.group + set * p.heads_per_tile, fine, lane);
     const int steps = (list.count() + C::halves - 1) / C::halves;
@@ -327,14 +343,20 @@ __device__ void produce(const PrefillParams& p, const Shared<C>& shared) {
         for (int h = 0; h < C::halves; ++h) {
           now[h] = i == 0 && h == 1 && odd ? FineBlock{-1, false} : list.next();
         }
-        load_slot<C>(shared, ring, p.k, now, kv_head, leader);
+        load_slot<C>(shared, ring, p.k, now, kv_head, rank, leader);
         if (i == 0) load_queries<C>(p, shared, query_phase, kv_head, set, fine, steps, now, leader);
       }
-      if (i > 0) load_slot<C>(shared, ring, p.v, before, kv_head, leader);
+      if (i > 0) load_slot<C>(shared, ring, p.v, before, kv_head, rank, leader);
 #pragma unroll
       for (int h = 0; h < C::halves; ++h) before[h] = now[h];
     }
     query_phase ^= 1;
+    if (C::cluster > 1 && rank == 1) {
+      const std::uint32_t full = ptx::shared_address(&shared.control->mail_full[mail]);
+      if (leader) ptx::barrier_arrive_expect(full, 4);
+      ptx::barrier_wait(full, (drawn - 1) / kMailSlots % 2);
+      following = shared.control->mail[mail];
+    }
     index = __shfl_sync(0xffffffffu, following, 0);
   }
 #pragma unroll
@@ -372,13 +394,13 @@ __device__ inline std::uint32_t pack<__half>(float low, float high) {
 
 /// State of the two rows of a thread: r = 0 is row lane / 4 of the warp's 16, r = 1 that plus 8.
 struct RowState {
-  float reference[2];  // subtracted from the scaled logits (log2 units)
+  float reference[2];  // largest logit so far, scaled to log2 units
   float sum[2];        // of this thread's columns
 };
 
-/// Turns the logits of a step into probabilities relative to the row's reference. When a row's
-/// maximum exceeds its reference by more than kLazyLog2, the reference moves: then returns true, and
-/// what was accumulated before has to be multiplied by `factor`.
+/// Turns the logits of a step into probabilities relative to the largest logit so far. When that grew
+/// in any row of the warp, returns true, and what was accumulated before has to be multiplied by
+/// `factor`.
 template <class C>
 __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState& rows,
                              float (&factor)[2]) {
@@ -398,9 +420,9 @@ __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState
     a = fmaxf(a, __shfl_xor_sync(0xffffffffu, a, 2));
     top[r] = a * scale_log2;
   }
-  const bool moved = __any_sync(0xffffffffu, top[0] > rows.reference[0] + kLazyLog2 ||
-                                                 top[1] > rows.reference[1] + kLazyLog2);
-  if (moved) {
+  const bool grew =
+      __any_sync(0xffffffffu, top[0] > rows.reference[0] || top[1] > rows.reference[1]);
+  if (grew) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float reference = fmaxf(rows.reference[r], top[r]);
@@ -422,7 +444,7 @@ __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState
     }
     rows.sum[r] += even + odd;
   }
-  return moved;
+  return grew;
 }
 
 /// Hides logits: `visible(query, key, half)` by absolute positions.
@@ -542,35 +564,27 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   float s[C::keys / 2];
   float o[C::dim / 2];
   std::uint32_t probabilities[C::keys / 4];
+  // In a cluster, lane i tells CTA i.
+  const std::uint32_t empty = C::cluster > 1
+                                  ? ptx::cluster_address(shared.empty(0), threadIdx.x % C::cluster)
+                                  : shared.empty(0);
   const auto release = [&](int slot) {
     if constexpr (C::masked) __syncwarp();  // all lanes have read the slot's positions
-    if (leader) ptx::barrier_arrive(shared.empty(slot));
+    if constexpr (C::cluster > 1) {
+      if (threadIdx.x % 32 < C::cluster) ptx::barrier_arrive_cluster(empty + slot * 8);
+    } else {
+      if (leader) ptx::barrier_arrive(empty + slot * 8);
+    }
   };
   const auto release_queries = [&] {
     if (leader) ptx::barrier_arrive(shared.query_empty(group));
   };
 
-  std::uint32_t query_phase = 0;
-  const auto next_tile = [&] {
+  for (std::uint32_t query_phase = 0;; query_phase ^= 1) {
     ptx::barrier_wait(shared.query_full(group), query_phase);
-    query_phase ^= 1;
-    Tile tile = shared.control->tile[group];
-    tile.steps = __shfl_sync(0xffffffffu, tile.steps, 0);  // known to be the same in all lanes
-    return tile;
-  };
-  // Without a tile, whatever the slot holds is multiplied.
-  const auto issue_first_logits = [&](const Tile& tile) {
-    if (tile.steps > 0) ptx::barrier_wait(shared.full(ring.slot), ring.phase);
-    ptx::pin(s);
-    ptx::mma_fence();
-    issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
-  };
-
-  Tile tile = next_tile();
-  issue_first_logits(tile);
-  ptx::mma_wait<0>();
-  ptx::pin(s);
-  while (tile.steps > 0) {
+    const Tile tile = shared.control->tile[group];
+    const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);
+    if (steps == 0) break;
     const int first_query = tile.fine * kFine + warp * 16;
     const auto mask_step = [&](int slot) {
       if constexpr (C::masked) {
@@ -594,6 +608,12 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
 #pragma unroll
     for (int i = 0; i < C::dim / 2; ++i) o[i] = 0.0f;
 
+    ptx::barrier_wait(shared.full(ring.slot), ring.phase);
+    ptx::pin(s);
+    ptx::mma_fence();
+    issue_logits<C>(s, queries, keys + ring.slot * kSlotStep);
+    ptx::mma_wait<0>();
+    ptx::pin(s);
     if constexpr (C::masked) {
       mask_step(ring.slot);
     } else {
@@ -604,11 +624,11 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     }
     release(ring.slot);
     ring.advance();
-    if (tile.steps == 1) release_queries();
+    if (steps == 1) release_queries();
     softmax_step<C>(s, scale_log2, rows, factor);
     pack_all<C>(s, probabilities);
 
-    for (int i = 1; i < tile.steps; ++i) {
+    for (int i = 1; i < steps; ++i) {
       ptx::barrier_wait(shared.full(ring.slot), ring.phase);
       ptx::pin(s);
       ptx::pin(o);
@@ -626,11 +646,11 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
       ptx::pin(s);
       mask_step(key_slot);
       release(key_slot);
-      if (i + 1 == tile.steps) release_queries();
-      const bool moved = softmax_step<C>(s, scale_log2, rows, factor);
+      if (i + 1 == steps) release_queries();
+      const bool grew = softmax_step<C>(s, scale_log2, rows, factor);
       ptx::pin(s);
       // The wait is in a block of its own: the assembler would move it ahead of the exponentials.
-      if (moved) {
+      if (grew) {
         ptx::mma_wait<0>();
         ptx::pin(o);
 #pragma unroll
@@ -649,25 +669,11 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     ptx::pin(probabilities);
     ptx::mma_fence();
     issue_values<C>(o, probabilities, values + ring.slot * kSlotStep);
-    const int value_slot = ring.slot;
-    ring.advance();
-    // The first logits of the next tile are computed while the output of this one is written.
-    if constexpr (!SW_AHEAD) {
-      ptx::mma_wait<0>();
-      ptx::pin(o);
-      store_output<C>(p, tile, rows, o, warp);
-    }
-    const Tile next = next_tile();
-    issue_first_logits(next);
-    if constexpr (SW_AHEAD) {
-      ptx::mma_wait<1>();
-      ptx::pin(o);
-    }
-    release(value_slot);
-    if constexpr (SW_AHEAD) store_output<C>(p, tile, rows, o, warp);
     ptx::mma_wait<0>();
-    ptx::pin(s);
-    tile = next;
+    ptx::pin(o);
+    release(ring.slot);
+    ring.advance();
+    store_output<C>(p, tile, rows, o, warp);
   }
 }
 
@@ -679,7 +685,12 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::slots; ++i) {
       ptx::barrier_init(shared.full(i), 1);
-      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups);
+      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups * C::cluster);
+    }
+    if constexpr (C::cluster > 1) {
+      for (std::uint64_t& full : shared.control->mail_full) {
+        ptx::barrier_init(ptx::shared_address(&full), 1);
+      }
     }
     for (int w = 0; w < C::warpgroups; ++w) {
       ptx::barrier_init(shared.query_full(w), 1);
@@ -687,7 +698,14 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
     }
     ptx::fence_barrier_init();
   }
-  __syncthreads();
+  const auto sync = [] {
+    if constexpr (C::cluster > 1) {
+      ptx::cluster_sync();
+    } else {
+      __syncthreads();
+    }
+  };
+  sync();
   if (threadIdx.x < 128) {
     ptx::shrink_registers<C::producer_registers>();
     if (threadIdx.x < 32) produce<C>(p, shared);
@@ -695,11 +713,12 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
     ptx::grow_registers<C::consumer_registers>();
     consume<C>(p, shared);
   }
+  if constexpr (C::cluster > 1) sync();  // the other CTA may still write here
 }
 
 template <class C>
 PrefillInstance instance() {
-  return {C::threads, C::shared_bytes, C::ctas, prefill_kernel<C>};
+  return {C::threads, C::shared_bytes, C::ctas, C::cluster, prefill_kernel<C>};
 }
 
 }  // namespace sw::cuda::prefill
@@ -707,7 +726,7 @@ PrefillInstance instance() {
 namespace sw::cuda {
 
 template <Element kElement, int kDim>
-PrefillInstance prefill_instance(int warpgroups, bool masked) {
+PrefillInstance prefill_instance(int warpgroups, bool masked, bool cluster) {
   using prefill::Config;
   using prefill::instance;
   if constexpr (kDim == 64) {
@@ -715,6 +734,9 @@ PrefillInstance prefill_instance(int warpgroups, bool masked) {
       return masked ? instance<Config<kElement, kDim, 4, true>>()
                     : instance<Config<kElement, kDim, 4, false>>();
     }
+  }
+  if constexpr (kDim == 128) {
+    if (cluster) return instance<Config<kElement, kDim, 2, false, 2>>();
   }
   if (warpgroups == 2) {
     return masked ? instance<Config<kElement, kDim, 2, true>>()

@@ -49,12 +49,34 @@ __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity)
   } while (done == 0);
 }
 
-/// Hardware barrier `id` (1..15) among `threads` threads of the CTA: wait for all, or only arrive.
-__device__ inline void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+// ---- clusters
+
+__device__ inline int cluster_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
 }
-__device__ inline void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+/// Waits for all threads of the cluster.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+/// The address, for the two functions below, of the same place in CTA `rank` of the cluster.
+__device__ inline std::uint32_t cluster_address(std::uint32_t address, int rank) {
+  std::uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+__device__ inline void barrier_arrive_cluster(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier)
+               : "memory");
+}
+/// Stores 4 bytes, which the barrier (of the same CTA as the address) counts.
+__device__ inline void store_cluster(std::uint32_t address, int value, std::uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(
+                   address),
+               "r"(value), "r"(barrier)
+               : "memory");
 }
 
 // ---- copies
@@ -67,6 +89,16 @@ __device__ inline void copy_box(std::uint32_t destination, const CUtensorMap& ma
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(destination),
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+/// The same, to the same place in each CTA of the cluster whose bit is set in `ctas`.
+__device__ inline void copy_box_multicast(std::uint32_t destination, const CUtensorMap& map,
+                                          std::uint32_t barrier, std::uint16_t ctas, int x, int y,
+                                          int z) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(destination),
+      "l"(&map), "r"(barrier), "h"(ctas), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap& map) {
@@ -93,8 +125,9 @@ __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address,
                                                   std::uint32_t panel_bytes = 16) {
   constexpr std::uint64_t kSwizzle128 = 1ull << 62;
   constexpr std::uint64_t kRowGroup = (1024ull >> 4) << 32;
+  // The high bits of an address tell the CTA of a cluster.
   return kSwizzle128 | kRowGroup | (static_cast<std::uint64_t>(panel_bytes >> 4) << 16) |
-         (address >> 4);
+         ((address & 0x3ffff) >> 4);
 }
 
 __device__ inline void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numbers>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,7 @@ struct Case {
   std::int64_t sink = 0;
   double amplitude = 1.0;    // of q and k
   bool token_major = false;  // [tokens, heads, dim] in memory
+  int samples = 12;          // queries to compare, beside those at edges
   std::uint64_t seed = 1;
 
   DType dtype() const { return element == Element::kBf16 ? DType::kBf16 : DType::kF16; }
@@ -137,11 +139,13 @@ float round_to(Element element, float x) {
   return element == Element::kBf16 ? to_float(to_bf16(x)) : to_float(to_f16(x));
 }
 
-/// Flash attention of a problem with one head and one query as a plain kernel would compute it: f32
-/// logits and sums, probabilities rounded to the element type for the product with V.
+/// Flash attention of a problem with one head and one query as a plain kernel computes it: f32 logits
+/// and sums, exponentials by one multiply-add and exp2, probabilities rounded to the element type for
+/// the product with V.
 std::vector<float> emulate(const Case& c, const AttentionProblem& one, const BlockSelection& row) {
   const std::int64_t p = one.query_begin();
   const auto kept = row.blocks(0, 0);
+  const auto scale_log2 = static_cast<float>(one.scale() * std::numbers::log2e);
   std::vector<float> q(static_cast<std::size_t>(c.dim));
   std::vector<float> x(static_cast<std::size_t>(c.dim));
   std::vector<float> out(static_cast<std::size_t>(c.dim), 0.0f);
@@ -156,13 +160,14 @@ std::vector<float> emulate(const Case& c, const AttentionProblem& one, const Blo
     one.k.load_row(0, t, x.data());
     float sum = 0.0f;
     for (int j = 0; j < c.dim; ++j) sum += q[j] * x[j];
-    s[t] = sum * static_cast<float>(one.scale());
-    top = std::max(top, s[t]);
+    s[t] = sum;
+    top = std::max(top, sum);
   }
+  const float reference = top * scale_log2;
   float total = 0.0f;
   for (std::int64_t t = 0; t <= p; ++t) {
     if (s[t] == -std::numeric_limits<float>::infinity()) continue;
-    const float probability = std::exp(s[t] - top);
+    const float probability = std::exp2(std::fma(s[t], scale_log2, -reference));
     total += probability;
     one.v.load_row(0, t, x.data());
     for (int j = 0; j < c.dim; ++j) out[j] += round_to(c.element, probability) * x[j];
@@ -237,7 +242,7 @@ void check_case(const Case& c) {
     if (edge >= begin && edge < c.tokens) sample.push_back(edge - begin);
   }
   SplitMix64 rng(c.seed + 99);
-  for (int i = 0; i < (c.tokens > 2000 ? 6 : 12); ++i) {
+  for (int i = 0; i < c.samples; ++i) {
     sample.push_back(static_cast<std::int64_t>(rng.below(c.queries)));
   }
 
@@ -280,8 +285,7 @@ void check_case(const Case& c) {
       sum.norm += w * w;
     }
     // A dot product of f32 terms errs by at most dim * 2^-24 of the sum of their magnitudes, and the
-    // matrix unit truncates where f32 rounds, hence twice that; a sum of exponentials errs by 2^-18
-    // (the polynomial of head_dim 64).
+    // matrix unit truncates where f32 rounds, hence twice that; exponentials and their sums err by 2^-20.
     double largest = 0.0;
     std::vector<float> x(static_cast<std::size_t>(c.dim));
     std::vector<float> y(static_cast<std::size_t>(c.dim));
@@ -293,7 +297,7 @@ void check_case(const Case& c) {
       largest = std::max(largest, terms * problem.scale());
     }
     const double allowed =
-        largest * c.dim * 0x1p-23 + std::abs(expected.lse[0]) * 0x1p-22 + 0x1p-18;
+        largest * c.dim * 0x1p-23 + std::abs(expected.lse[0]) * 0x1p-22 + 0x1p-20;
     sum.lse_error = std::abs(lses[0][h * c.queries + query] - expected.lse[0]) / allowed;
   });
   double error = 0.0;
@@ -431,6 +435,7 @@ TEST(PrefillAttention, LargeLogits) {
         c.element = element;
         c.dim = dim;
         c.tokens = c.queries = 777;
+        c.samples = 200;  // few keys of a row matter, and which do is chance
         c.amplitude = amplitude;
         c.seed = seed++;
         check_case(c);
@@ -453,6 +458,7 @@ TEST(PrefillAttention, LongContexts) {
           c.tokens = c.queries = tokens;
           c.groups = groups;
           c.density = 0.2;
+          c.samples = 6;
           c.seed = seed++;
           check_case(c);
           if (HasFailure()) return;
