@@ -5,6 +5,7 @@
 #include "kernels/cuda/common/decode/attention.hpp"
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
+#include "kernels/cuda/common/decode/shared_memory.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
@@ -611,9 +612,7 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
   visit_element(shape.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      check(cudaFuncSetAttribute(decode_attention_kernel<T, kDim>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<kDim>::kBytes),
-            "shared memory of decode attention");
+      allow_shared_memory(decode_attention_kernel<T, kDim>, Ring<kDim>::kBytes);
     });
   });
 }

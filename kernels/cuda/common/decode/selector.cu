@@ -7,6 +7,7 @@
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/selector.hpp"
+#include "kernels/cuda/common/decode/shared_memory.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
@@ -94,12 +95,12 @@ __host__ __device__ inline int tasks_of(int kv_heads, int row_groups, int blocks
 __device__ inline Step make_step(const Arguments& a) {
   Step s;
   s.members = a.blocks_per_sequence;
-  s.sequence = blockIdx.x / s.members;
-  s.member = blockIdx.x % s.members;
+  s.sequence = blockIdx.y;
+  s.member = blockIdx.x;
   s.tokens = a.cache.lengths[s.sequence];
-  s.blocks = (s.tokens + a.cache.block - 1) / a.cache.block;
+  s.blocks = (s.tokens + a.cache.block - 1) >> (a.cache.block == 64 ? 6 : 7);
   s.current = s.blocks - 1;
-  const int step = (s.tokens - 1) % a.cache.block;
+  const int step = (s.tokens - 1) & (a.cache.block - 1);
   s.grown = step == 0;
   s.alpha = 1.0f / static_cast<float>(step + 1);
   s.parity = s.tokens & 1;
@@ -145,6 +146,12 @@ template <int kDim>
 __device__ inline void transform(const Arguments& a, float (&x)[kDim / 32], float* buffer) {
   constexpr int kEach = kDim / 32;
   const int lane = threadIdx.x % 32;
+  int from[kEach];  // -1: past the sketch dimension
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int j = e * 32 + lane;
+    from[e] = j >= a.dim_used ? -1 : a.exact ? j : a.permutation[j];
+  }
   if (!a.exact) {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
@@ -176,8 +183,7 @@ __device__ inline void transform(const Arguments& a, float (&x)[kDim / 32], floa
   __syncwarp();
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
-    const int j = e * 32 + lane;
-    x[e] = j < a.dim_used ? buffer[a.exact ? j : a.permutation[j]] : 0.0f;
+    x[e] = from[e] >= 0 ? buffer[from[e]] : 0.0f;
   }
   __syncwarp();
 #pragma unroll
@@ -903,13 +909,11 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
   float x[kDim / 32];
 #pragma unroll
   for (int e = 0; e < kDim / 32; ++e) {
-    {
-      const float sum = sums[(static_cast<std::int64_t>(head) * blocks + j) * dim + e * 32 + lane];
-      x[e] = sum / divisor;
-      if (j == b - 1) {
-        const int plane = a.cache.batch * a.cache.kv_heads * dim;
-        a.key_sum[(tokens & 1) * plane + head * dim + e * 32 + lane] = sum;
-      }
+    const float sum = sums[(static_cast<std::int64_t>(head) * blocks + j) * dim + e * 32 + lane];
+    x[e] = sum / divisor;
+    if (j == b - 1) {
+      const int plane = a.cache.batch * a.cache.kv_heads * dim;
+      a.key_sum[(tokens & 1) * plane + head * dim + e * 32 + lane] = sum;
     }
   }
   transform<kDim>(a, x, buffers[warp]);
@@ -940,7 +944,7 @@ __global__ void load_window_kernel(const __grid_constant__ Arguments a, const fl
   float x[kDim / 32];
 #pragma unroll
   for (int e = 0; e < kDim / 32; ++e) {
-    { x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane]; }
+    x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane];
   }
   transform<kDim>(a, x, buffers[warp]);
   for (int k = lane; k < a.rank; k += 32) {
@@ -1150,9 +1154,7 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   barriers_ = zeros<unsigned>(batch);
   visit_element(cache.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      check(cudaFuncSetAttribute(decode_selection_kernel<T, kDim>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
-            "shared memory of decode selection");
+      allow_shared_memory(decode_selection_kernel<T, kDim>, shared_bytes_);
     });
   });
 }
@@ -1180,10 +1182,10 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
   // Thread blocks of a sequence wait for each other. All of them fit on the GPU at once, one on
   // each multiprocessor, and whatever else runs meanwhile ends by itself. A cooperative launch
   // would say the same to the driver, which then lets nothing run beside it.
+  const dim3 grid(static_cast<unsigned>(blocks_per_sequence_), static_cast<unsigned>(batch_));
   visit_element(cache.element, [&]<class T>() {
     visit_dim(cache.head_dim, [&]<int kDim>() {
-      decode_selection_kernel<T, kDim>
-          <<<batch_ * blocks_per_sequence_, kThreads, shared_bytes_, stream>>>(a);
+      decode_selection_kernel<T, kDim><<<grid, kThreads, shared_bytes_, stream>>>(a);
     });
   });
   check_launch("decode_selection_kernel");
