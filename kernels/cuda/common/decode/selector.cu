@@ -13,7 +13,7 @@
 namespace sw::cuda {
 namespace {
 
-constexpr int kWarps = 10;
+constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kQueryRows = 128;  ///< window queries that a task scores
 constexpr int kQueryTiles = kQueryRows / 8;
@@ -598,7 +598,7 @@ __device__ void update_transition(const Arguments& a, const Step& s, const Colum
   const float corner = blend(__ldcg(a.row + in + c), corner_score);
   const float corner_twice = blend(corner, corner_score);
   const float total = 1.0f - corner + corner_twice;
-  constexpr int kBatch = 4;  // loads under way at a time
+  constexpr int kBatch = 8;  // loads under way at a time
 #pragma unroll 1
   for (int first = threadIdx.x; first < s.blocks; first += kBatch * kThreads) {
     unsigned long long fixed[kBatch];
@@ -756,7 +756,9 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
 }
 
 template <class T, int kDim>
-__global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__ Arguments a) {
+// Registers: beside two of these warps, each quarter of a multiprocessor has room for one warp of
+// the attention kernel, which runs at the same time.
+__global__ void __maxnreg__(168) decode_selection_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   __shared__ float scratch_bytes[2816];  // 11 rows of 256, or of 128 with a result row before them
   const Step s = make_step(a);
@@ -774,24 +776,6 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
   columns.resident = a.resident;
   columns.stride = a.capacity;
   const int resident = min(s.column_end - s.column_begin, a.resident);
-  if (a.walks) {
-#pragma unroll 1
-    for (int k = threadIdx.x / 32; k < s.column_end - s.column_begin; k += kWarps) {
-      const __half* column =
-          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
-#pragma unroll 1
-      for (int i = threadIdx.x % 32 * 64; i < s.blocks; i += 2048) {
-        prefetch_l2(column + i);
-      }
-    }
-    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
-    const std::int64_t in = (s.parity ^ 1) * plane + base;
-    for (int i = threadIdx.x * 16; i < s.blocks; i += kThreads * 16) {
-      prefetch_l2(a.row_sum + in + i);
-      prefetch_l2(a.column + in + i);
-      prefetch_l2(a.row + in + i);
-    }
-  }
   const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
   if (s.member == 0 && threadIdx.x == 0) {
     a.counts[s.sequence] = forced_blocks(plan) + (plan.boundary >= 0 ? 1 : 0);
@@ -813,6 +797,25 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
     }
     copy_async_commit();
   };
+  // What the walk will read, on its way to L2 while the scores are worked out.
+  const auto prefetch_walk = [&] {
+#pragma unroll 1
+    for (int k = threadIdx.x / 32; k < s.column_end - s.column_begin; k += kWarps) {
+      const __half* column =
+          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
+#pragma unroll 1
+      for (int i = threadIdx.x % 32 * 64; i < s.blocks; i += 2048) {
+        prefetch_l2(column + i);
+      }
+    }
+    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
+    const std::int64_t in = (s.parity ^ 1) * plane + base;
+    for (int i = threadIdx.x * 16; i < s.blocks; i += kThreads * 16) {
+      prefetch_l2(a.row_sum + in + i);
+      prefetch_l2(a.column + in + i);
+      prefetch_l2(a.row + in + i);
+    }
+  };
   float p[kQueryTiles][4];
   const bool once = s.tasks <= s.members;
 #pragma unroll 1
@@ -822,6 +825,7 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
       const Task t = make_task(s, task);
       if (pass == 0 || !once) {
         load_task<T, kDim>(a, s, t, tiles);
+        if (a.walks && pass == 0 && task == s.member) prefetch_walk();
         score_task(a, t, tiles, p);
         publish_statistics(a, s, task, p, scratch);
       }
@@ -862,13 +866,23 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
         }
       }
       barrier.wait();
-#pragma unroll 8
-      for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
-        const float y = __ldcg(state + i);
-        if (last) {
-          keep_scores(i, y);
-        } else {
-          vectors.x[i] = y * vectors.scale[i];
+      constexpr int kBatch = 8;  // loads under way at a time
+#pragma unroll 1
+      for (int begin = threadIdx.x; begin < s.blocks; begin += kBatch * kThreads) {
+        float y[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          y[k] = __ldcg(state + min(begin + k * kThreads, s.current));
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          const int i = begin + k * kThreads;
+          if (i >= s.blocks) break;
+          if (last) {
+            keep_scores(i, y[k]);
+          } else {
+            vectors.x[i] = y[k] * vectors.scale[i];
+          }
         }
       }
       __syncthreads();
@@ -1116,7 +1130,12 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
         "contexts of " + std::to_string(shape.capacity) + " blocks: the row and its scales are " +
         "held in shared memory, of which a thread block has " + std::to_string(limit) + " bytes");
   }
+  // The keys' room is that of this thread block's columns of A later, where those fit.
   stage_bytes_ = 4 * max_keys_ * rank_;
+  const int column_bytes = 2 * columns * shape_.capacity;
+  if (column_bytes <= std::min(96 * 1024, limit - vector_bytes)) {
+    stage_bytes_ = std::max(stage_bytes_, column_bytes);
+  }
   resident_ = stage_bytes_ / (2 * shape_.capacity);
   if (resident_ < columns) resident_ = resident_ / kColumns * kColumns;  // whole passes of the walk
   shared_bytes_ = stage_bytes_ + vector_bytes;
