@@ -5,6 +5,7 @@
 #include "kernels/cuda/common/decode/attention.hpp"
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
+#include "kernels/cuda/common/decode/shared_memory.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
@@ -423,18 +424,15 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     const int left = __shfl_up_sync(0xffffffffu, scan, offset);
     if (lane >= offset) scan += left;
   }
-  // The first `longer` of `shares` thread blocks take one tile more than the others.
+  // Thread blocks with one tile more than others lie evenly among them.
   const int total = __shfl_sync(0xffffffffu, scan, 31);
   const int shares = min(static_cast<int>(gridDim.x), total);
   const int share = static_cast<int>(blockIdx.x);
   if (share >= shares) return;
-  const int length = total / shares;
-  const int longer = total - length * shares;
-  int begin = share * length + min(share, longer);
-  const int end = begin + length + (share < longer ? 1 : 0);
+  int begin = static_cast<int>(static_cast<unsigned long long>(share) * total / shares);
+  const int end = static_cast<int>(static_cast<unsigned long long>(share + 1) * total / shares);
   const auto share_of = [&](int tile) {
-    const int split = longer * (length + 1);
-    return tile < split ? tile / (length + 1) : longer + (tile - split) / length;
+    return static_cast<int>((static_cast<unsigned long long>(tile + 1) * shares - 1) / total);
   };
   const int owner = __ffs(__ballot_sync(0xffffffffu, scan > begin)) - 1;
   int unit_begin = __shfl_sync(0xffffffffu, scan - mine, owner);
@@ -611,9 +609,7 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
   visit_element(shape.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      check(cudaFuncSetAttribute(decode_attention_kernel<T, kDim>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<kDim>::kBytes),
-            "shared memory of decode attention");
+      allow_shared_memory(decode_attention_kernel<T, kDim>, Ring<kDim>::kBytes);
     });
   });
 }

@@ -7,12 +7,13 @@
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/selector.hpp"
+#include "kernels/cuda/common/decode/shared_memory.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
 namespace {
 
-constexpr int kWarps = 10;
+constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kQueryRows = 128;  ///< window queries that a task scores
 constexpr int kQueryTiles = kQueryRows / 8;
@@ -94,12 +95,12 @@ __host__ __device__ inline int tasks_of(int kv_heads, int row_groups, int blocks
 __device__ inline Step make_step(const Arguments& a) {
   Step s;
   s.members = a.blocks_per_sequence;
-  s.sequence = blockIdx.x / s.members;
-  s.member = blockIdx.x % s.members;
+  s.sequence = blockIdx.y;
+  s.member = blockIdx.x;
   s.tokens = a.cache.lengths[s.sequence];
-  s.blocks = (s.tokens + a.cache.block - 1) / a.cache.block;
+  s.blocks = (s.tokens + a.cache.block - 1) >> (a.cache.block == 64 ? 6 : 7);
   s.current = s.blocks - 1;
-  const int step = (s.tokens - 1) % a.cache.block;
+  const int step = (s.tokens - 1) & (a.cache.block - 1);
   s.grown = step == 0;
   s.alpha = 1.0f / static_cast<float>(step + 1);
   s.parity = s.tokens & 1;
@@ -145,6 +146,12 @@ template <int kDim>
 __device__ inline void transform(const Arguments& a, float (&x)[kDim / 32], float* buffer) {
   constexpr int kEach = kDim / 32;
   const int lane = threadIdx.x % 32;
+  int from[kEach];  // -1: past the sketch dimension
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int j = e * 32 + lane;
+    from[e] = j >= a.dim_used ? -1 : a.exact ? j : a.permutation[j];
+  }
   if (!a.exact) {
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
@@ -176,8 +183,7 @@ __device__ inline void transform(const Arguments& a, float (&x)[kDim / 32], floa
   __syncwarp();
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
-    const int j = e * 32 + lane;
-    x[e] = j < a.dim_used ? buffer[a.exact ? j : a.permutation[j]] : 0.0f;
+    x[e] = from[e] >= 0 ? buffer[from[e]] : 0.0f;
   }
   __syncwarp();
 #pragma unroll
@@ -592,7 +598,7 @@ __device__ void update_transition(const Arguments& a, const Step& s, const Colum
   const float corner = blend(__ldcg(a.row + in + c), corner_score);
   const float corner_twice = blend(corner, corner_score);
   const float total = 1.0f - corner + corner_twice;
-  constexpr int kBatch = 4;  // loads under way at a time
+  constexpr int kBatch = 8;  // loads under way at a time
 #pragma unroll 1
   for (int first = threadIdx.x; first < s.blocks; first += kBatch * kThreads) {
     unsigned long long fixed[kBatch];
@@ -750,7 +756,9 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
 }
 
 template <class T, int kDim>
-__global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__ Arguments a) {
+// Registers: beside two of these warps, each quarter of a multiprocessor has room for one warp of
+// the attention kernel, which runs at the same time.
+__global__ void __maxnreg__(168) decode_selection_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   __shared__ float scratch_bytes[2816];  // 11 rows of 256, or of 128 with a result row before them
   const Step s = make_step(a);
@@ -768,24 +776,6 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
   columns.resident = a.resident;
   columns.stride = a.capacity;
   const int resident = min(s.column_end - s.column_begin, a.resident);
-  if (a.walks) {
-#pragma unroll 1
-    for (int k = threadIdx.x / 32; k < s.column_end - s.column_begin; k += kWarps) {
-      const __half* column =
-          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
-#pragma unroll 1
-      for (int i = threadIdx.x % 32 * 64; i < s.blocks; i += 2048) {
-        prefetch_l2(column + i);
-      }
-    }
-    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
-    const std::int64_t in = (s.parity ^ 1) * plane + base;
-    for (int i = threadIdx.x * 16; i < s.blocks; i += kThreads * 16) {
-      prefetch_l2(a.row_sum + in + i);
-      prefetch_l2(a.column + in + i);
-      prefetch_l2(a.row + in + i);
-    }
-  }
   const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
   if (s.member == 0 && threadIdx.x == 0) {
     a.counts[s.sequence] = forced_blocks(plan) + (plan.boundary >= 0 ? 1 : 0);
@@ -807,6 +797,25 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
     }
     copy_async_commit();
   };
+  // What the walk will read, on its way to L2 while the scores are worked out.
+  const auto prefetch_walk = [&] {
+#pragma unroll 1
+    for (int k = threadIdx.x / 32; k < s.column_end - s.column_begin; k += kWarps) {
+      const __half* column =
+          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
+#pragma unroll 1
+      for (int i = threadIdx.x % 32 * 64; i < s.blocks; i += 2048) {
+        prefetch_l2(column + i);
+      }
+    }
+    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
+    const std::int64_t in = (s.parity ^ 1) * plane + base;
+    for (int i = threadIdx.x * 16; i < s.blocks; i += kThreads * 16) {
+      prefetch_l2(a.row_sum + in + i);
+      prefetch_l2(a.column + in + i);
+      prefetch_l2(a.row + in + i);
+    }
+  };
   float p[kQueryTiles][4];
   const bool once = s.tasks <= s.members;
 #pragma unroll 1
@@ -816,6 +825,7 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
       const Task t = make_task(s, task);
       if (pass == 0 || !once) {
         load_task<T, kDim>(a, s, t, tiles);
+        if (a.walks && pass == 0 && task == s.member) prefetch_walk();
         score_task(a, t, tiles, p);
         publish_statistics(a, s, task, p, scratch);
       }
@@ -856,13 +866,23 @@ __global__ void __maxnreg__(136) decode_selection_kernel(const __grid_constant__
         }
       }
       barrier.wait();
-#pragma unroll 8
-      for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
-        const float y = __ldcg(state + i);
-        if (last) {
-          keep_scores(i, y);
-        } else {
-          vectors.x[i] = y * vectors.scale[i];
+      constexpr int kBatch = 8;  // loads under way at a time
+#pragma unroll 1
+      for (int begin = threadIdx.x; begin < s.blocks; begin += kBatch * kThreads) {
+        float y[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          y[k] = __ldcg(state + min(begin + k * kThreads, s.current));
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          const int i = begin + k * kThreads;
+          if (i >= s.blocks) break;
+          if (last) {
+            keep_scores(i, y[k]);
+          } else {
+            vectors.x[i] = y[k] * vectors.scale[i];
+          }
         }
       }
       __syncthreads();
@@ -903,13 +923,11 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
   float x[kDim / 32];
 #pragma unroll
   for (int e = 0; e < kDim / 32; ++e) {
-    {
-      const float sum = sums[(static_cast<std::int64_t>(head) * blocks + j) * dim + e * 32 + lane];
-      x[e] = sum / divisor;
-      if (j == b - 1) {
-        const int plane = a.cache.batch * a.cache.kv_heads * dim;
-        a.key_sum[(tokens & 1) * plane + head * dim + e * 32 + lane] = sum;
-      }
+    const float sum = sums[(static_cast<std::int64_t>(head) * blocks + j) * dim + e * 32 + lane];
+    x[e] = sum / divisor;
+    if (j == b - 1) {
+      const int plane = a.cache.batch * a.cache.kv_heads * dim;
+      a.key_sum[(tokens & 1) * plane + head * dim + e * 32 + lane] = sum;
     }
   }
   transform<kDim>(a, x, buffers[warp]);
@@ -940,7 +958,7 @@ __global__ void load_window_kernel(const __grid_constant__ Arguments a, const fl
   float x[kDim / 32];
 #pragma unroll
   for (int e = 0; e < kDim / 32; ++e) {
-    { x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane]; }
+    x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane];
   }
   transform<kDim>(a, x, buffers[warp]);
   for (int k = lane; k < a.rank; k += 32) {
@@ -1112,7 +1130,12 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
         "contexts of " + std::to_string(shape.capacity) + " blocks: the row and its scales are " +
         "held in shared memory, of which a thread block has " + std::to_string(limit) + " bytes");
   }
+  // The keys' room is that of this thread block's columns of A later, where those fit.
   stage_bytes_ = 4 * max_keys_ * rank_;
+  const int column_bytes = 2 * columns * shape_.capacity;
+  if (column_bytes <= std::min(96 * 1024, limit - vector_bytes)) {
+    stage_bytes_ = std::max(stage_bytes_, column_bytes);
+  }
   resident_ = stage_bytes_ / (2 * shape_.capacity);
   if (resident_ < columns) resident_ = resident_ / kColumns * kColumns;  // whole passes of the walk
   shared_bytes_ = stage_bytes_ + vector_bytes;
@@ -1150,9 +1173,7 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   barriers_ = zeros<unsigned>(batch);
   visit_element(cache.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      check(cudaFuncSetAttribute(decode_selection_kernel<T, kDim>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
-            "shared memory of decode selection");
+      allow_shared_memory(decode_selection_kernel<T, kDim>, shared_bytes_);
     });
   });
 }
@@ -1180,10 +1201,10 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
   // Thread blocks of a sequence wait for each other. All of them fit on the GPU at once, one on
   // each multiprocessor, and whatever else runs meanwhile ends by itself. A cooperative launch
   // would say the same to the driver, which then lets nothing run beside it.
+  const dim3 grid(static_cast<unsigned>(blocks_per_sequence_), static_cast<unsigned>(batch_));
   visit_element(cache.element, [&]<class T>() {
     visit_dim(cache.head_dim, [&]<int kDim>() {
-      decode_selection_kernel<T, kDim>
-          <<<batch_ * blocks_per_sequence_, kThreads, shared_bytes_, stream>>>(a);
+      decode_selection_kernel<T, kDim><<<grid, kThreads, shared_bytes_, stream>>>(a);
     });
   });
   check_launch("decode_selection_kernel");
