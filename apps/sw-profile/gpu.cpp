@@ -165,8 +165,14 @@ class GpuProfile {
       time(score, [&](cudaStream_t stream) {
         selector.transition(q.pointer(), k.pointer(), element_, tokens, kLayer, stream);
       });
-      time(arm("walk"), [&](cudaStream_t stream) { selector.walk(walk, stream); });
-      time(arm("select"), [&, density](cudaStream_t stream) { selector.select(density, stream); });
+      const std::int64_t blocks = (tokens + grid_.block - 1) / grid_.block;
+      const std::size_t walking = arm("walk");
+      state(walking, cuda::Walk::cost(static_cast<int>(blocks), walk_products()));
+      time(walking, [&](cudaStream_t stream) { selector.walk(walk, stream); });
+      const std::size_t selecting = arm("select");
+      state(selecting,
+            cuda::BudgetSelector::cost(1, static_cast<int>(blocks), static_cast<int>(blocks)));
+      time(selecting, [&, density](cudaStream_t stream) { selector.select(density, stream); });
       time(arm("selection"), [&, density](cudaStream_t stream) { select_all(density, stream); });
       const cuda::SelectionView view = select_all(density, timer_.stream());
       const BlockSelection kept = selector.budget_selector().download(
@@ -200,8 +206,9 @@ class GpuProfile {
     const DeviceHeads k(dtype_, batch * kv, tokens, d, seed_ + 5);
     const DeviceHeads v(dtype_, batch * kv, tokens, d, seed_ + 6);
     const DeviceBuffer<std::byte> out(q.bytes());
+    // The state is that of the token before; each run is the step that adds the last one.
     const std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch),
-                                            static_cast<std::int32_t>(tokens));
+                                            static_cast<std::int32_t>(tokens - 1));
     const DeviceBuffer<std::int32_t> device_lengths{std::span<const std::int32_t>(lengths)};
     cuda::KvCache cache;
     cache.element = element_;
@@ -225,12 +232,7 @@ class GpuProfile {
       rows.push_back(row);
     };
     const std::int64_t blocks = (tokens + grid_.block - 1) / grid_.block;
-    const std::size_t dense = add("decode", "total", {});
-    state(dense, step.attention().cost(blocks));
-    time(dense, [&](cudaStream_t stream) {
-      step.enqueue(cache, q.data(), nullptr, out.data(), nullptr, stream);
-    });
-
+    const auto cost = [&](std::int64_t kept) { return step.attention().cost(batch * kv * kept); };
     std::vector<std::unique_ptr<cuda::DecodeSelector>> selectors;
     for (const double density : grid_.densities) {
       cuda::DecodeSelectorShape shape;
@@ -243,8 +245,19 @@ class GpuProfile {
       shape.budget = cuda::make_decode_budget(form_->budget, density);
       selectors.push_back(
           std::make_unique<cuda::DecodeSelector>(cache, shape, form_->sketch, kLayer));
-      cuda::DecodeSelector& selector = *selectors.back();
-      load_state(cache, selector, blocks);
+      load_state(cache, *selectors.back(), blocks);
+    }
+    cuda::advance_lengths(device_lengths.data(), cache.batch, timer_.stream());
+
+    const std::size_t dense = add("decode", "total", {});
+    state(dense, cost(blocks));
+    time(dense, [&](cudaStream_t stream) {
+      step.enqueue(cache, q.data(), nullptr, out.data(), nullptr, stream);
+    });
+
+    for (std::size_t i = 0; i < selectors.size(); ++i) {
+      const double density = grid_.densities[i];
+      cuda::DecodeSelector& selector = *selectors[i];
       selector.run(cache, q.data(), timer_.stream());
       const std::vector<std::int32_t> counts = first_counts(selector.list());
       const double share = static_cast<double>(counts.front()) / static_cast<double>(blocks);
@@ -252,7 +265,7 @@ class GpuProfile {
       const std::size_t first = add("decode", "selection", density);
       time(first, [&](cudaStream_t stream) { selector.run(cache, q.data(), stream); });
       const std::size_t attention = add("decode", "attention", density);
-      state(attention, step.attention().cost(counts.front()));
+      state(attention, cost(counts.front()));
       time(attention, [&](cudaStream_t stream) {
         cuda::DecodeBlocks chosen;
         chosen.kind = cuda::DecodeBlocks::Kind::kList;
@@ -261,12 +274,12 @@ class GpuProfile {
         step.attention().run(cache, q.data(), chosen, out.data(), nullptr, stream);
       });
       const std::size_t total = add("decode", "total", density);
-      state(total, step.attention().cost(counts.front()));
+      state(total, cost(counts.front()));
       time(total, [&](cudaStream_t stream) {
         step.enqueue(cache, q.data(), &selector, out.data(), nullptr, stream);
       });
-      for (std::size_t i = first; i <= total; ++i) {
-        report_.measurements[i].realised_density = share;
+      for (std::size_t row = first; row <= total; ++row) {
+        report_.measurements[row].realised_density = share;
       }
     }
     run(works, rows);
@@ -324,6 +337,17 @@ class GpuProfile {
     params.damping = form_->damping;
     params.degree = static_cast<int>(form_->degree);
     return params;
+  }
+
+  int walk_products() const {
+    switch (form_->walk) {
+      case SketchWalkForm::Walk::kDamped:
+        return form_->damping == 0.0 ? 0 : static_cast<int>(form_->degree);
+      case SketchWalkForm::Walk::kProduct:
+        return 1;
+      default:
+        return 0;
+    }
   }
 
   cuda::PrefillAttention hopper_problem(const DeviceHeads& q, const DeviceHeads& k,
@@ -473,7 +497,7 @@ int run_gpu(const GpuOptions& options, const CommonOptions& common,
   report.warmup = options.grid.warmup;
   report.repeats = options.grid.repeats;
   report.timer = "CUDA events around one launch of a graph";
-  report.cache = "256 MiB of other device memory written before each run";
+  report.cache = "256 MiB of other device memory read before each run";
   report.environment = current_environment();
   report.environment.backend = "cuda";
   report.environment.backend_detail = "device pipeline";

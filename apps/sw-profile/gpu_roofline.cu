@@ -59,7 +59,43 @@ __global__ void softmax_rows(const float* scores, __nv_bfloat16* weights, std::i
   }
 }
 
+constexpr int kStreamThreads = 512;
+constexpr int kStreamBlocks = 132 * 8;
+
+__global__ void read_kernel(const uint4* data, std::size_t count, uint4* never) {
+  uint4 sum = {0, 0, 0, 0};
+  const std::size_t step = std::size_t{gridDim.x} * blockDim.x;
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count; i += step) {
+    const uint4 x = data[i];
+    sum.x ^= x.x;
+    sum.y ^= x.y;
+    sum.z ^= x.z;
+    sum.w ^= x.w;
+  }
+  // The compiler may not drop the loads, and `never` is null.
+  if (never != nullptr) *never = sum;
+}
+
+__global__ void copy_kernel(const uint4* __restrict__ from, uint4* __restrict__ to,
+                            std::size_t count) {
+  constexpr int kUnroll = 4;
+  const std::size_t step = std::size_t{gridDim.x} * blockDim.x;
+  std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x;
+  for (; i + (kUnroll - 1) * step < count; i += kUnroll * step) {
+    uint4 x[kUnroll];
+    for (int u = 0; u < kUnroll; ++u) x[u] = __ldcs(from + i + u * step);
+    for (int u = 0; u < kUnroll; ++u) __stcs(to + i + u * step, x[u]);
+  }
+  for (; i < count; i += step) __stcs(to + i, __ldcs(from + i));
+}
+
 }  // namespace
+
+void read_memory(const void* data, std::size_t bytes, cudaStream_t stream) {
+  read_kernel<<<kStreamBlocks, kStreamThreads, 0, stream>>>(static_cast<const uint4*>(data),
+                                                            bytes / sizeof(uint4), nullptr);
+  cuda::check_launch("read_kernel");
+}
 
 Roofline measure_gpu_roofline(GpuTimer& timer) {
   Roofline roofline;
@@ -106,8 +142,10 @@ Roofline measure_gpu_roofline(GpuTimer& timer) {
     const cuda::DeviceBuffer<unsigned char> to(kBytes);
     cuda::check(cudaMemset(from.data(), 5, kBytes), "memset");
     const GpuTimer::Work copy = timer.capture([&](cudaStream_t stream) {
-      cuda::check(cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice, stream),
-                  "copy");
+      copy_kernel<<<kStreamBlocks, kStreamThreads, 0, stream>>>(
+          reinterpret_cast<const uint4*>(from.data()), reinterpret_cast<uint4*>(to.data()),
+          kBytes / sizeof(uint4));
+      cuda::check_launch("copy_kernel");
     });
     roofline.bytes_per_second = 2.0 * kBytes / median_of(copy, "copy");
     roofline.copy = "copy of 1 GiB, read and written";

@@ -7,6 +7,10 @@
 
 namespace sw {
 
+/// Reads `bytes` (a multiple of 16) from `data` and keeps nothing: puts other lines in the L2
+/// cache, none of them dirty.
+void read_memory(const void* data, std::size_t bytes, cudaStream_t stream);
+
 /// What this GPU does at best: cuBLAS's bf16 product of 8192^3 on random data, f32 accumulation,
 /// and a copy of 1 GiB within its memory; medians of several.
 Roofline measure_gpu_roofline(GpuTimer& timer);

@@ -1,5 +1,6 @@
 #include "gpu_timer.hpp"
 
+#include "gpu_roofline.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw {
@@ -15,6 +16,7 @@ GpuTimer::GpuTimer() : flush_(kFlushBytes) {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creation of a stream");
   check(cudaEventCreate(&begin_), "creation of an event");
   check(cudaEventCreate(&end_), "creation of an event");
+  check(cudaMemset(flush_.data(), 1, flush_.bytes()), "memset");
 }
 
 GpuTimer::~GpuTimer() {
@@ -28,8 +30,7 @@ GpuTimer::Work::~Work() {
 }
 
 double GpuTimer::Work::seconds(const char* what) const {
-  check(cudaMemsetAsync(timer_->flush_.data(), 1, timer_->flush_.bytes(), timer_->stream_),
-        "flush of the L2 cache");
+  read_memory(timer_->flush_.data(), timer_->flush_.bytes(), timer_->stream_);
   check(cudaEventRecord(timer_->begin_, timer_->stream_), "record of an event");
   check(cudaGraphLaunch(graph_, timer_->stream_), what);
   check(cudaEventRecord(timer_->end_, timer_->stream_), "record of an event");

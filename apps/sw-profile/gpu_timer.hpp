@@ -10,8 +10,8 @@
 namespace sw {
 
 /// Times work on one stream by CUDA events. The work is captured into a graph once, so that launch
-/// gaps of a handful of kernels do not count as their time, and the L2 cache is overwritten before
-/// each run.
+/// gaps of a handful of kernels do not count as their time, and the L2 cache is filled with other
+/// memory before each run.
 class GpuTimer {
  public:
   GpuTimer();
