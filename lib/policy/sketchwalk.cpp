@@ -91,11 +91,11 @@ struct SketchWalkOptions {
   }
 };
 
-/// A transition matrix whose rows sum to 1 and of which a decode step changes one row and one
-/// column. Rows are scaled when they are read, so that a change of a column does not touch them.
+/// A transition matrix of which a decode step changes one row and one column. Rows are scaled when
+/// they are read, so that normalising them after a change of the column does not touch them.
 class StepMatrix {
  public:
-  explicit StepMatrix(Matrix values) : values_(std::move(values)) { reset_rows(); }
+  explicit StepMatrix(Matrix values) : values_(std::move(values)) { read_rows_as_stored(); }
 
   /// Step 3 of section 5: mixes `row` into row and column c = row.size() - 1 by the share alpha,
   /// after new blocks, whose rows start as `row`.
@@ -106,16 +106,17 @@ class StepMatrix {
     for (std::int64_t j = 0; j < b; ++j) {
       values_(c, j) = (1.0 - alpha) * scale_[c] * values_(c, j) + alpha * row[j];
     }
-    reset_row(c);
+    normalize(c);
     for (std::int64_t i = 0; i < b; ++i) {
       const double old = scale_[i] * values_(i, c);
       const double mixed = (1.0 - alpha) * old + alpha * row[i];
       values_(i, c) = mixed / scale_[i];
-      const double total = 1.0 - old + mixed;
-      if (total > 0.5) {
-        scale_[i] /= total;
+      const double total = sum_[i] - old + mixed;
+      if (total < 0.5 * sum_[i]) {
+        normalize(i);  // the difference would lose too many digits
       } else {
-        reset_row(i);  // the difference would lose too many digits
+        scale_[i] /= total;
+        sum_[i] = 1.0;
       }
     }
   }
@@ -137,13 +138,18 @@ class StepMatrix {
   }
 
  private:
-  void reset_row(std::int64_t i) {
+  double stored_sum(std::int64_t i) const {
     const std::span<const double> row = values_.row(i);
-    scale_[i] = 1.0 / std::accumulate(row.begin(), row.end(), 0.0);
+    return std::accumulate(row.begin(), row.end(), 0.0);
   }
-  void reset_rows() {
-    scale_.resize(static_cast<std::size_t>(values_.rows()));
-    for (std::int64_t i = 0; i < values_.rows(); ++i) reset_row(i);
+  void normalize(std::int64_t i) {
+    scale_[i] = 1.0 / stored_sum(i);
+    sum_[i] = 1.0;
+  }
+  void read_rows_as_stored() {
+    scale_.assign(static_cast<std::size_t>(values_.rows()), 1.0);
+    sum_.resize(scale_.size());
+    for (std::int64_t i = 0; i < values_.rows(); ++i) sum_[i] = stored_sum(i);
   }
   void grow(const std::vector<double>& row) {
     Matrix grown(std::ssize(row), std::ssize(row));
@@ -155,11 +161,12 @@ class StepMatrix {
       for (std::int64_t j = 0; j < values_.cols(); ++j) grown(i, j) = scale_[i] * values_(i, j);
     }
     values_ = std::move(grown);
-    reset_rows();
+    read_rows_as_stored();
   }
 
   Matrix values_;
-  std::vector<double> scale_;  // of each row, so that it sums to 1
+  std::vector<double> scale_;  // of each row
+  std::vector<double> sum_;    // of each row when it is read
 };
 
 /// Decode cache for aggregation=per_head (section 5, release).
