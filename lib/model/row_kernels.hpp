@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/dtype.hpp"
 
@@ -22,7 +23,9 @@ struct RowKernels {
   void (*swiglu)(const float* gate, const float* up, std::int64_t n, DType type, void* out);
 };
 
-/// The kernels of this CPU: AVX-512, AVX2 or portable.
+/// Those that run on this CPU, the widest first: AVX-512, AVX2, portable.
+std::vector<const RowKernels*> available_row_kernels();
+/// The first of them.
 const RowKernels& row_kernels();
 
 }  // namespace sw
