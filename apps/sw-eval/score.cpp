@@ -8,6 +8,7 @@
 #include "commands.hpp"
 #include "core/error.hpp"
 #include "core/file.hpp"
+#include "core/sha256.hpp"
 #include "dataset/jsonl.hpp"
 #include "dataset/longbench.hpp"
 #include "dataset/scorers.hpp"
@@ -92,6 +93,7 @@ std::vector<ScoreBucket> score_buckets(const std::vector<Prediction>& prediction
 ScoreTask score_file(const fs::path& path, const ScoreOptions& options) {
   ScoreTask result;
   result.task = path.stem().string();
+  result.sha256 = sha256_of_file(path.string());
   const Scorer* scorer = nullptr;
   try {
     scorer = &longbench_scorer(result.task, options.code_ratio);

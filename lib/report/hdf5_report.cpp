@@ -309,4 +309,22 @@ void write_hdf5(const ModelReport& report, const ModelSummary& summary, const st
   });
 }
 
+void write_hdf5(const ProfileReport& report, const std::string& path, const std::string& name) {
+  write_file_of_cells(report.created, path, name, [&](hid_t cells) {
+    for (std::size_t i = 0; i < report.measurements.size(); ++i) {
+      const Measurement& m = report.measurements[i];
+      if (m.seconds.empty()) continue;
+      const hdf5::Group group = make_group(cells, padded(static_cast<std::int64_t>(i), 4));
+      hdf5::write_attribute(group.get(), "method", m.method);
+      write_double_attribute(group.get(), "density",
+                             m.density.value_or(std::numeric_limits<double>::quiet_NaN()));
+      hdf5::write_attribute(group.get(), "phase", m.phase);
+      hdf5::write_attribute(group.get(), "part", m.part);
+      hdf5::write_attribute(group.get(), "implementation", m.implementation);
+      hdf5::write_attribute(group.get(), "tokens", m.shape.tokens);
+      write_list(group.get(), "seconds", m.seconds);
+    }
+  });
+}
+
 }  // namespace sw

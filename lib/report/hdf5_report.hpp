@@ -3,6 +3,7 @@
 #include <string>
 
 #include "report/model_report.hpp"
+#include "report/profile_report.hpp"
 #include "report/report.hpp"
 
 namespace sw {
@@ -36,5 +37,10 @@ void write_hdf5(const Report& report, const std::string& path, const std::string
 ///   hidden_error [layer, n] float64
 void write_hdf5(const ModelReport& report, const ModelSummary& summary, const std::string& path,
                 const std::string& name);
+
+/// The same for timings, one group for each measurement that ran, with its number in the JSON.
+/// Attributes method, density (NaN for dense attention), phase, part, implementation, tokens;
+/// dataset seconds [runs] float64.
+void write_hdf5(const ProfileReport& report, const std::string& path, const std::string& name);
 
 }  // namespace sw

@@ -47,6 +47,22 @@ Json timing_json(const std::vector<double>& seconds) {
           {"samples", seconds}};
 }
 
+/// Seconds of all layers in each stage: the median over the entries of `stages`, divided by what
+/// `units` gives. Null where nothing was timed.
+template <class Stages, class Units>
+Json stages_json(const std::vector<const RunEntry*>& entries, Stages stages, Units units) {
+  Json json = nullptr;
+  for (int s = 0; s < kNumStages; ++s) {
+    std::vector<double> seconds;
+    for (const RunEntry* entry : entries) {
+      const auto count = static_cast<double>(units(*entry));
+      if (count > 0) seconds.push_back(stages(*entry).seconds[static_cast<std::size_t>(s)] / count);
+    }
+    if (!seconds.empty()) json[kStageNames[static_cast<std::size_t>(s)]] = median(seconds);
+  }
+  return json;
+}
+
 Json reply_json(const RunEntry& entry) {
   Json json = {{"sample", entry.sample},
                {"id", entry.id},
@@ -126,8 +142,15 @@ Json cell_json(const ModelReport& report, const ModelCell& cell, std::size_t ind
     for (const RunEntry* entry : cell.entries) windows.push_back(window_json(*entry));
     json["windows"] = windows;
   }
-  json["latency"] = {{"prefill", timing_json(cell.prefill_seconds)},
-                     {"decode_token", timing_json(cell.decode_seconds_per_token)}};
+  json["latency"] = {
+      {"prefill", timing_json(cell.prefill_seconds)},
+      {"decode_token", timing_json(cell.decode_seconds_per_token)},
+      {"prefill_stages", stages_json(
+                             cell.entries, [](const RunEntry& e) { return e.prefill_stages; },
+                             [](const RunEntry&) { return 1; })},
+      {"decode_token_stages", stages_json(
+                                  cell.entries, [](const RunEntry& e) { return e.decode_stages; },
+                                  [](const RunEntry& e) { return e.decode_steps; })}};
   return json;
 }
 

@@ -12,7 +12,10 @@ using Json = nlohmann::ordered_json;
 
 Json task_json(const ScoreTask& task) {
   if (!task.skipped.empty()) {
-    return {{"task", task.task}, {"status", "skipped"}, {"reason", task.skipped}};
+    return {{"task", task.task},
+            {"sha256", task.sha256},
+            {"status", "skipped"},
+            {"reason", task.skipped}};
   }
   Json buckets = Json::array();
   for (const ScoreBucket& bucket : task.buckets) {
@@ -21,10 +24,15 @@ Json task_json(const ScoreTask& task) {
                        {"score", nullable(bucket.score)},
                        {"interval", bucket.score ? to_json(bucket.interval) : Json()}});
   }
-  return {{"task", task.task},     {"status", "ok"},
-          {"metric", task.metric}, {"samples", task.scores.size()},
-          {"score", task.score},   {"interval", to_json(task.interval)},
-          {"buckets", buckets},    {"scores", task.scores}};
+  return {{"task", task.task},
+          {"sha256", task.sha256},
+          {"status", "ok"},
+          {"metric", task.metric},
+          {"samples", task.scores.size()},
+          {"score", task.score},
+          {"interval", to_json(task.interval)},
+          {"buckets", buckets},
+          {"scores", task.scores}};
 }
 
 std::string interval_text(const Interval& interval) {

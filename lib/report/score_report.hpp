@@ -21,6 +21,7 @@ struct ScoreBucket {
 
 struct ScoreTask {
   std::string task;
+  std::string sha256;   ///< of the file of predictions
   std::string skipped;  ///< why it has no score; then everything below is empty
   std::string metric;
   double score = 0.0;  ///< as the benchmark rounds it

@@ -1,0 +1,302 @@
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <optional>
+
+#include "commands.hpp"
+#include "common/backend_choice.hpp"
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "core/progress.hpp"
+#include "core/text.hpp"
+#include "cpu_roofline.hpp"
+#include "policy/list.hpp"
+#include "report/report.hpp"
+#include "shared.hpp"
+
+namespace sw {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Index of the first layer that is timed; the walk state comes from the layer before.
+constexpr std::int64_t kLayer = 2;
+
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Pushes everything else out of the caches before a run.
+class CacheFlush {
+ public:
+  CacheFlush() : buffer_(std::size_t{128} << 20, 1) {}
+  void operator()() {
+    constexpr std::int64_t kPart = std::int64_t{1} << 20;
+    parallel_for(std::ssize(buffer_) / kPart, [&](std::int64_t i, int) {
+      for (std::int64_t at = i * kPart; at < (i + 1) * kPart; at += 64) ++buffer_[at];
+    });
+  }
+
+ private:
+  std::vector<unsigned char> buffer_;
+};
+
+/// One density of one shape: indices of its measurements.
+struct Arm {
+  double density = 0.0;
+  std::size_t first = 0;  ///< kStageNames in order, then selection, then total
+};
+
+class CpuProfile {
+ public:
+  CpuProfile(const ProfileOptions& options, const CommonOptions& common, ProfileReport& report)
+      : options_(options),
+        seed_(common.seed),
+        report_(report),
+        backend_(make_backend(common.backend)),
+        policy_(make_policy(options.method, common.seed)) {}
+
+  const Backend& backend() const { return *backend_; }
+
+  void run(std::int64_t tokens) {
+    const DType dtype = parse_dtype(options_.dtype);
+    const std::int64_t steps =
+        options_.has_phase("decode") ? options_.warmup + options_.repeats : 0;
+    const auto make = [&](std::int64_t heads, std::uint64_t seed) {
+      return random_heads(dtype, heads, tokens + steps, options_.head_dim, seed_ + seed);
+    };
+    q_ = make(options_.num_heads, 1);
+    k_ = make(options_.num_kv_heads, 2);
+    v_ = make(options_.num_kv_heads, 3);
+    shape_ = {tokens, options_.num_heads, options_.num_kv_heads, options_.head_dim, options_.block,
+              1,      options_.dtype};
+    if (options_.has_phase("prefill")) prefill();
+    if (options_.has_phase("decode")) decode();
+  }
+
+ private:
+  AttentionProblem problem(std::int64_t queries, std::int64_t context, std::int64_t layer) const {
+    return {q_.view().tokens_slice(context - queries, context), k_.view().tokens_slice(0, context),
+            v_.view().tokens_slice(0, context), layer};
+  }
+
+  std::size_t add(const std::string& phase, const std::string& part,
+                  std::optional<double> density) {
+    Measurement m;
+    m.phase = phase;
+    m.part = part;
+    m.implementation = backend_->name() == "cpu" ? backend_->detail() : backend_->name();
+    m.shape = shape_;
+    m.method = density ? policy_->spec() : "dense";
+    m.density = density;
+    report_.measurements.push_back(std::move(m));
+    return report_.measurements.size() - 1;
+  }
+
+  /// What attention over `pairs` must do: 4 d operations a pair and head, and q, k, v and the
+  /// output once.
+  void state_cost(Measurement& m, double pairs, double queries, double keys) const {
+    const auto d = static_cast<double>(shape_.head_dim);
+    const auto heads = static_cast<double>(shape_.num_heads);
+    const auto size = static_cast<double>(dtype_size(parse_dtype(shape_.dtype)));
+    m.flops = 4.0 * d * heads * pairs;
+    m.bytes = d * (heads * queries * (size + 4.0) +
+                   2.0 * static_cast<double>(shape_.num_kv_heads) * keys * size);
+  }
+
+  Arm add_arm(const std::string& phase, double density) {
+    Arm arm{density, report_.measurements.size()};
+    for (const char* stage : kStageNames) add(phase, stage, density);
+    add(phase, "selection", density);
+    add(phase, "total", density);
+    return arm;
+  }
+
+  void keep(const Arm& arm, const StageTimes& times, double total) {
+    double selection = 0.0;
+    for (std::size_t i = 0; i < kNumStages; ++i) {
+      report_.measurements[arm.first + i].seconds.push_back(times.seconds[i]);
+      if (i != static_cast<std::size_t>(Stage::kAttention)) selection += times.seconds[i];
+    }
+    report_.measurements[arm.first + kNumStages].seconds.push_back(selection);
+    report_.measurements[arm.first + kNumStages + 1].seconds.push_back(total);
+  }
+
+  void state_arm_cost(const Arm& arm, const BlockSelection& selection, double queries) {
+    const DensityCount count = selection.count();
+    double keys = 0.0;  // decode: tokens of the blocks that are read; prefill: all are
+    const BlockGeometry& g = selection.geometry();
+    if (g.rows() == 1) {
+      for (const std::int32_t j : selection.touched_blocks(0, 0)) {
+        keys += static_cast<double>(g.block_tokens(j));
+      }
+    } else {
+      keys = static_cast<double>(g.tokens);
+    }
+    const double pairs =
+        static_cast<double>(count.kept_total()) / static_cast<double>(selection.groups());
+    for (const std::size_t i :
+         {arm.first + static_cast<std::size_t>(Stage::kAttention), arm.first + kNumStages + 1}) {
+      state_cost(report_.measurements[i], pairs, queries, keys);
+    }
+    for (std::size_t i = 0; i <= kNumStages + 1; ++i) {
+      report_.measurements[arm.first + i].realised_density = count.density();
+    }
+  }
+
+  void prefill() {
+    const AttentionProblem whole = problem(shape_.tokens, shape_.tokens, kLayer + 1);
+    require_supported(*backend_, whole);
+    const BlockGeometry geometry = whole.geometry(shape_.block);
+    WalkState previous;
+    policy_->score_prefill({problem(shape_.tokens, shape_.tokens, kLayer), *backend_, geometry},
+                           previous, nullptr);
+
+    std::vector<Piece> pieces;
+    const BlockSelection all = BlockSelection::dense(geometry);
+    const std::size_t dense = add("prefill", "total", {});
+    state_cost(report_.measurements[dense], static_cast<double>(all.count().causal),
+               static_cast<double>(shape_.tokens), static_cast<double>(shape_.tokens));
+    pieces.emplace_back([&, dense](std::int64_t, bool timed) {
+      flush_();
+      const auto start = Clock::now();
+      backend_->attend(whole, all, output_);
+      if (timed) report_.measurements[dense].seconds.push_back(since(start));
+    });
+    for (const double density : options_.densities) {
+      const Arm arm = add_arm("prefill", density);
+      pieces.emplace_back([&, arm](std::int64_t, bool timed) {
+        flush_();
+        StageTimes times;
+        WalkState walk = previous;
+        const auto start = Clock::now();
+        const BlockScores scores =
+            policy_->score_prefill({whole, *backend_, geometry, nullptr, &times}, walk, nullptr);
+        const BlockSelection selection =
+            select(scores, geometry, arm.density, Phase::kPrefill, times);
+        attend(whole, selection, times);
+        if (timed) keep(arm, times, since(start));
+        if (!report_.measurements[arm.first].realised_density) {
+          state_arm_cost(arm, selection, static_cast<double>(shape_.tokens));
+        }
+      });
+    }
+    run_rounds(pieces, options_);
+  }
+
+  /// Each round is one step further in the context.
+  void decode() {
+    const AttentionProblem prompt = problem(shape_.tokens, shape_.tokens, kLayer);
+    std::vector<Piece> pieces;
+    const std::size_t dense = add("decode", "total", {});
+    state_cost(report_.measurements[dense], static_cast<double>(shape_.tokens), 1.0,
+               static_cast<double>(shape_.tokens));
+    pieces.emplace_back([&, dense](std::int64_t round, bool timed) {
+      const AttentionProblem step = problem(1, shape_.tokens + round + 1, kLayer);
+      const BlockSelection all = BlockSelection::dense(step.geometry(shape_.block));
+      flush_();
+      const auto start = Clock::now();
+      backend_->attend(step, all, output_);
+      if (timed) report_.measurements[dense].seconds.push_back(since(start));
+    });
+    std::vector<DecodeCache> caches(options_.densities.size());
+    for (std::size_t i = 0; i < options_.densities.size(); ++i) {
+      WalkState walk;
+      policy_->score_prefill({prompt, *backend_, prompt.geometry(shape_.block)}, walk, &caches[i]);
+      const Arm arm = add_arm("decode", options_.densities[i]);
+      pieces.emplace_back([&, arm, cache = &caches[i]](std::int64_t round, bool timed) {
+        const AttentionProblem step = problem(1, shape_.tokens + round + 1, kLayer);
+        const BlockGeometry geometry = step.geometry(shape_.block);
+        flush_();
+        StageTimes times;
+        WalkState none;
+        const auto start = Clock::now();
+        const BlockScores scores =
+            policy_->score_decode({step, *backend_, geometry, nullptr, &times}, none, *cache);
+        const BlockSelection selection =
+            select(scores, geometry, arm.density, Phase::kDecode, times);
+        attend(step, selection, times);
+        if (timed) keep(arm, times, since(start));
+        if (!report_.measurements[arm.first].realised_density) state_arm_cost(arm, selection, 1.0);
+      });
+    }
+    run_rounds(pieces, options_);
+  }
+
+  BlockSelection select(const BlockScores& scores, const BlockGeometry& geometry, double density,
+                        Phase phase, StageTimes& times) const {
+    const StageTimer timer(&times, Stage::kSelect);
+    return select_blocks(scores, geometry, policy_->budget(), density, phase);
+  }
+
+  void attend(const AttentionProblem& p, const BlockSelection& selection, StageTimes& times) {
+    const StageTimer timer(&times, Stage::kAttention);
+    backend_->attend(p, selection, output_);
+  }
+
+  const ProfileOptions& options_;
+  std::uint64_t seed_;
+  ProfileReport& report_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Policy> policy_;
+  CacheFlush flush_;
+  HeadsTensor q_, k_, v_;
+  ProfileShape shape_;
+  AttentionOutput output_;
+};
+
+int run_cpu(const ProfileOptions& options, const CommonOptions& common,
+            const std::vector<std::string>& argv) {
+  check_profile_options(options, common.force);
+  if (common.backend == "cuda") {
+    throw Error(ErrorKind::kUsage, "sw-profile cpu times CPU kernels, not --backend cuda",
+                "use --backend cpu or reference");
+  }
+  ProfileReport report;
+  report.created = utc_now();
+  report.command = argv;
+  report.warmup = options.warmup;
+  report.repeats = options.repeats;
+  report.timer = "steady clock";
+  report.cache = "128 MiB of other memory touched before each run";
+  CpuProfile profile(options, common, report);
+  report.environment = current_environment();
+  report.environment.backend = profile.backend().name();
+  report.environment.backend_detail = profile.backend().detail();
+  report.environment.libraries.emplace_back("CLI11", CLI11_VERSION);
+
+  Progress progress("timing", std::ssize(options.tokens) + 2, common.quiet);
+  report.roofline = measure_cpu_roofline(parse_dtype(options.dtype));
+  progress.advance(1, "roofline");
+  for (const std::int64_t tokens : options.tokens) {
+    profile.run(tokens);
+    progress.advance(1, std::to_string(tokens) + " tokens");
+  }
+  add_peers(options, report);
+  progress.advance(1, "peers");
+  finish_report(options, common, report);
+  return 0;
+}
+
+}  // namespace
+
+void setup_cpu(Program& program, const std::vector<std::string>& argv) {
+  const auto options = std::make_shared<ProfileOptions>();
+  options->tokens = {2048, 4096, 8192};
+  options->num_heads = 9;
+  options->num_kv_heads = 3;
+  options->head_dim = 64;
+  CLI::App& command = program.add_command(
+      "cpu", "Time dense and sparse attention, selection and its stages on this CPU",
+      {"sw-profile cpu -o profile",
+       "sw-profile cpu --tokens 8192 16384 --heads 14 --kv-heads 2 --density 0.1 0.2 0.3 -o qwen",
+       "sw-profile cpu --phase decode --tokens 32768 --repeat 20 -o decode",
+       "sw-profile cpu --peer \"python3 tests/bench/sdpa_peer.py --device cpu\" -o against-torch"},
+      [options, argv](const CommonOptions& common) { return run_cpu(*options, common, argv); });
+  add_profile_options(command, *options);
+  command.add_option("--dtype", options->dtype, "Type of q, k and v")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->capture_default_str();
+}
+
+}  // namespace sw

@@ -1,0 +1,95 @@
+// The command `sw-profile cpu` from outside: the report, its arithmetic, messages.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "support/command.hpp"
+#include "support/tiny_trace.hpp"
+
+namespace sw {
+namespace {
+
+using nlohmann::json;
+using testing::CommandResult;
+
+class SwProfile : public ::testing::Test {
+ protected:
+  CommandResult profile(const std::string& arguments) const {
+    return testing::run_command("cd '" + folder_.path() + "' && '" SW_BIN_DIR "/sw-profile' cpu " +
+                                arguments);
+  }
+  json report() const {
+    std::ifstream file(folder_.file("out.json"));
+    return json::parse(file);
+  }
+  testing::TemporaryFolder folder_;
+};
+
+constexpr const char* kSmall =
+    "--tokens 192 320 --heads 4 --kv-heads 2 --head-dim 32 --density 0.3 --repeat 3 --quiet ";
+
+TEST_F(SwProfile, ReportHoldsEveryRunAndAddsUp) {
+  const CommandResult result = profile(std::string(kSmall) + "--dtype f32 -o out");
+  ASSERT_EQ(result.code, 0) << result.output;
+  if (testing::python_has("jsonschema")) {
+    EXPECT_EQ(testing::validate_json(SW_SCHEMA, folder_.file("out.json")).output, "");
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder_.file("out.h5")));
+  const json out = report();
+  // Two lengths, two phases: dense, and one density of five stages, selection and total.
+  ASSERT_EQ(out["measurements"].size(), 2u * 2u * (1 + 7));
+  for (std::size_t i = 0; i < out["measurements"].size(); i += 8) {
+    const auto& rows = out["measurements"];
+    EXPECT_EQ(rows[i]["method"], "dense");
+    for (std::size_t j = 0; j < 8; ++j) EXPECT_EQ(rows[i + j]["seconds"].size(), 3u);
+    for (std::size_t run = 0; run < 3; ++run) {
+      double stages = 0.0;
+      for (std::size_t j = 1; j <= 4; ++j) stages += rows[i + j]["seconds"][run].get<double>();
+      EXPECT_NEAR(rows[i + 6]["seconds"][run].get<double>(), stages, 1e-12);
+      EXPECT_GE(rows[i + 7]["seconds"][run].get<double>(),
+                stages + rows[i + 5]["seconds"][run].get<double>());
+    }
+  }
+  // Dense prefill of n tokens: n (n + 1) / 2 pairs, 4 d operations each, all heads.
+  EXPECT_EQ(out["measurements"][0]["flops"].get<double>(), 192.0 * 193 / 2 * 4 * 32 * 4);
+  EXPECT_EQ(out["comparisons"].size(), 4u);
+  EXPECT_EQ(out["crossovers"].size(), 2u);
+}
+
+TEST_F(SwProfile, PeersJoinTheComparison) {
+  std::ofstream(folder_.file("peer.sh")) << "echo '[{\"implementation\": \"theirs\", \"tokens\": "
+                                            "192, \"seconds\": [1.0, 3.0, 2.0]}]'\n";
+  const CommandResult result =
+      profile(std::string(kSmall) + "--phase prefill --peer 'sh peer.sh' -o out");
+  ASSERT_EQ(result.code, 0) << result.output;
+  const json out = report();
+  const json& against = out["comparisons"][0]["dense_over_total"];
+  ASSERT_EQ(against.size(), 2u);
+  EXPECT_EQ(against[1]["implementation"], "theirs");
+  EXPECT_NEAR(against[1]["times"].get<double>(),
+              2.0 / out["comparisons"][0]["total"]["median"].get<double>(), 1e-6);
+}
+
+TEST_F(SwProfile, ErrorsSayWhatIsWrong) {
+  const auto expect = [&](const std::string& arguments, int code, const std::string& words) {
+    const CommandResult result = profile(arguments);
+    EXPECT_EQ(result.code, code) << result.output;
+    EXPECT_NE(result.output.find(words), std::string::npos) << result.output;
+    EXPECT_FALSE(std::filesystem::exists(folder_.file("out.json")));
+  };
+  expect("--heads 4 --kv-heads 3 -o out", 2, "no multiple");
+  expect("--tokens 0 -o out", 2, "--tokens");
+  expect(std::string(kSmall) + "--density 1.5 -o out", 2, "density");
+  expect(std::string(kSmall) + "--backend cuda -o out", 2, "sw-profile cpu");
+  expect(std::string(kSmall) + "--peer false -o out", 1, "the peer failed");
+  expect(std::string(kSmall) + "--peer 'echo no' -o out", 1, "JSON list");
+  std::ofstream(folder_.file("there.json")) << "kept";
+  expect(std::string(kSmall) + "-o there", 1, "--force");
+}
+
+}  // namespace
+}  // namespace sw
