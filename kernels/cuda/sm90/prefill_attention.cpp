@@ -14,9 +14,6 @@
 namespace sw::cuda {
 namespace {
 
-#ifndef SW_CLUSTER
-#define SW_CLUSTER 1
-#endif
 constexpr int kFine = 64;
 constexpr int kElementBytes = 2;
 
@@ -71,16 +68,15 @@ CUtensorMap tensor_map(Element element, const HeadsPointer& x, int heads, std::i
 }
 
 template <int kDim>
-PrefillInstance instance_of(Element element, int warpgroups, bool masked, bool cluster) {
-  return element == Element::kBf16
-             ? prefill_instance<Element::kBf16, kDim>(warpgroups, masked, cluster)
-             : prefill_instance<Element::kF16, kDim>(warpgroups, masked, cluster);
+PrefillInstance instance_of(Element element, int warpgroups, bool masked) {
+  return element == Element::kBf16 ? prefill_instance<Element::kBf16, kDim>(warpgroups, masked)
+                                   : prefill_instance<Element::kF16, kDim>(warpgroups, masked);
 }
 
-PrefillInstance instance_of(const PrefillAttention& a, int warpgroups, bool masked, bool cluster) {
-  if (a.head_dim == 64) return instance_of<64>(a.element, warpgroups, masked, cluster);
-  if (a.head_dim == 128) return instance_of<128>(a.element, warpgroups, masked, cluster);
-  return instance_of<256>(a.element, warpgroups, masked, cluster);
+PrefillInstance instance_of(const PrefillAttention& a, int warpgroups, bool masked) {
+  if (a.head_dim == 64) return instance_of<64>(a.element, warpgroups, masked);
+  if (a.head_dim == 128) return instance_of<128>(a.element, warpgroups, masked);
+  return instance_of<256>(a.element, warpgroups, masked);
 }
 
 }  // namespace
@@ -180,9 +176,6 @@ void launch_prefill_attention(const PrefillAttention& a, cudaStream_t stream) {
   }
   p.rows_per_tile = p.heads_per_tile == 1 && rows_share ? 2 : 1;
   p.sets = static_cast<int>(ceil_div(p.group, p.heads_per_tile));
-  // Pairs of CTAs for the other two of four heads, which share what they fetch.
-  const bool cluster = SW_CLUSTER && a.head_dim == 128 && !masked && p.heads_per_tile == 2 && p.sets % 2 == 0;
-  if (cluster) p.sets /= 2;
   p.first_fine = static_cast<int>(query_begin / (kFine * p.rows_per_tile)) * p.rows_per_tile;
   p.tile_rows = static_cast<int>(
       ceil_div(ceil_div(a.tokens, kFine) - p.first_fine, p.rows_per_tile));
@@ -194,7 +187,7 @@ void launch_prefill_attention(const PrefillAttention& a, cudaStream_t stream) {
   p.tiles = static_cast<int>(tiles);
 
   const PrefillInstance instance =
-      instance_of(a, p.heads_per_tile * p.rows_per_tile, masked, cluster);
+      instance_of(a, p.heads_per_tile * p.rows_per_tile, masked);
   int device = 0;
   int multiprocessors = 0;
   check(cudaGetDevice(&device), "query of the GPU");
@@ -205,21 +198,12 @@ void launch_prefill_attention(const PrefillAttention& a, cudaStream_t stream) {
                              instance.shared_bytes),
         "reservation of shared memory");
   check(cudaMemsetAsync(p.tile_counter, 0, sizeof(int), stream), "reset of the tile counter");
-  const int resident = multiprocessors * instance.ctas_per_multiprocessor / instance.cluster;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(instance.cluster);
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(p.tiles, resident) * instance.cluster));
-  config.blockDim = dim3(static_cast<unsigned>(instance.threads));
-  config.dynamicSmemBytes = static_cast<std::size_t>(instance.shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  const int ctas = std::min(p.tiles, multiprocessors * instance.ctas_per_multiprocessor);
   std::array<void*, 1> arguments = {&p};
-  check(cudaLaunchKernelExC(&config, kernel, arguments.data()), "launch of prefill attention");
+  check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(ctas)),
+                         dim3(static_cast<unsigned>(instance.threads)), arguments.data(),
+                         static_cast<std::size_t>(instance.shared_bytes), stream),
+        "launch of prefill attention");
 }
 
 KernelCost prefill_attention_cost(const PrefillAttention& a, double kept_pairs) {

@@ -2,7 +2,7 @@
 
 namespace sw::cuda {
 
-template PrefillInstance prefill_instance<Element::kBf16, 128>(int warpgroups, bool masked, bool cluster);
-template PrefillInstance prefill_instance<Element::kF16, 128>(int warpgroups, bool masked, bool cluster);
+template PrefillInstance prefill_instance<Element::kBf16, 128>(int warpgroups, bool masked);
+template PrefillInstance prefill_instance<Element::kF16, 128>(int warpgroups, bool masked);
 
 }  // namespace sw::cuda

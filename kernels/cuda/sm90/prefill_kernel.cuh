@@ -18,25 +18,24 @@
 /// masked instances every step is masked, by the positions that the producer leaves in the slot.
 namespace sw::cuda::prefill {
 
+#ifndef SW_QREG
+#define SW_QREG 1
+#endif
 constexpr int kFine = 64;           // tokens of a fine block: rows of a warpgroup, rows of a copy
 constexpr int kPanelBytes = 8192;   // 64 rows of 64 columns
 constexpr int kNowhere = INT_MAX / 2;  // position of keys that no query sees
 constexpr int kMaxShared = 232448;  // bytes that a CTA may have
 constexpr int kSharedOfTwo = 115712;  // and each of two on a multiprocessor
-constexpr int kMailSlots = 4;
 
 template <Element kElement>
 using Storage = std::conditional_t<kElement == Element::kBf16, __nv_bfloat16, __half>;
 
-/// `kCluster` CTAs (1 or 2) have the same row and KV head, and different query heads: each fetches
-/// half of every slot, for both.
-template <Element kElement, int kDim, int kWarpgroups, bool kMasked, int kCluster = 1>
+template <Element kElement, int kDim, int kWarpgroups, bool kMasked>
 struct Config {
   using T = Storage<kElement>;
   static constexpr int dim = kDim;
   static constexpr int warpgroups = kWarpgroups;
   static constexpr bool masked = kMasked;
-  static constexpr int cluster = kCluster;
   static constexpr int keys = (kDim <= 128 && kWarpgroups == 2) ? 128 : 64;  // of a step
   static constexpr int halves = keys / kFine;
   static constexpr int panels = kDim / 64;
@@ -44,6 +43,7 @@ struct Config {
   static constexpr int slot_bytes = keys * kDim * 2;
   static constexpr int ctas = (kWarpgroups == 1 && kDim <= 128) ? 2 : 1;
   static constexpr int control_bytes = 1024;
+  static constexpr bool query_registers = SW_QREG && kDim <= 128 && kWarpgroups <= 2;
   static constexpr int slots =
       std::min(16, ((ctas == 2 ? kSharedOfTwo : kMaxShared) - control_bytes -
                    kWarpgroups * query_bytes) /
@@ -52,9 +52,9 @@ struct Config {
   static constexpr int threads = 128 * (kWarpgroups + 1);
   // What the launch gives to a thread, times the threads, is dealt out anew.
   static constexpr int producer_registers =
-      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked || kCluster > 1 ? 40 : 24;
+      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked ? 40 : 24;
   static constexpr int consumer_registers =
-      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked || kCluster > 1 ? 232 : 240;
+      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked ? 232 : 240;
 };
 
 /// What a consumer must know of a tile, written by the producer with the queries.
@@ -72,9 +72,6 @@ struct Control {
   std::uint64_t query_full[C::warpgroups];
   std::uint64_t query_empty[C::warpgroups];
   Tile tile[C::warpgroups];
-  // Clusters: tiles that CTA 0 drew, for CTA 1. CTA 0 is at most two tiles ahead.
-  std::uint64_t mail_full[C::cluster > 1 ? kMailSlots : 1];
-  int mail[C::cluster > 1 ? kMailSlots : 1];
   int2 keys[C::masked ? C::slots : 1][2];  // position of a fine block, and whether it is kept
 };
 
@@ -235,7 +232,7 @@ class KeyBlocks {
 
 template <class C>
 __device__ void load_slot(const Shared<C>& shared, Ring<C>& ring, const CUtensorMap& map,
-                          const FineBlock (&blocks)[C::halves], int kv_head, int rank, bool leader) {
+                          const FineBlock (&blocks)[C::halves], int kv_head, bool leader) {
   ptx::barrier_wait(shared.empty(ring.slot), ring.phase ^ 1);
   if (leader) {
     const std::uint32_t full = shared.full(ring.slot);
@@ -249,18 +246,12 @@ __device__ void load_slot(const Shared<C>& shared, Ring<C>& ring, const CUtensor
     ptx::barrier_arrive_expect(full, C::slot_bytes);
 #pragma unroll
     for (int h = 0; h < C::halves; ++h) {
-      if (C::cluster > 1 && h != rank) continue;
       // An absent half is loaded all the same: its probabilities are 0, but V must be finite.
       const int token = (blocks[h].index < 0 ? blocks[0].index : blocks[h].index) * kFine;
 #pragma unroll
       for (int panel = 0; panel < C::panels; ++panel) {
-        const std::uint32_t place =
-            shared.slot(ring.slot) + (panel * C::halves + h) * kPanelBytes;
-        if constexpr (C::cluster > 1) {
-          ptx::copy_box_multicast(place, map, full, 0b11, panel * 64, token, kv_head);
-        } else {
-          ptx::copy_box(place, map, full, panel * 64, token, kv_head);
-        }
+        ptx::copy_box(shared.slot(ring.slot) + (panel * C::halves + h) * kPanelBytes, map, full,
+                      panel * 64, token, kv_head);
       }
     }
   }
@@ -310,26 +301,16 @@ __device__ void produce(const PrefillParams& p, const Shared<C>& shared) {
   }
   Ring<C> ring;
   std::uint32_t query_phase = 0;
-  const int rank = C::cluster > 1 ? ptx::cluster_rank() : 0;
-  int drawn = 0;
-  int index = static_cast<int>(blockIdx.x) / C::cluster;
+  int index = static_cast<int>(blockIdx.x);
   while (index < p.tiles) {
     int following = 0;
-    const int mail = drawn++ % kMailSlots;
-    if (leader && rank == 0) {
-      following = static_cast<int>(gridDim.x) / C::cluster + atomicAdd(p.tile_counter, 1);
-      if constexpr (C::cluster > 1) {
-        ptx::store_cluster(
-            ptx::cluster_address(ptx::shared_address(&shared.control->mail[mail]), 1), following,
-            ptx::cluster_address(ptx::shared_address(&shared.control->mail_full[mail]), 1));
-      }
-    }
+    if (leader) following = static_cast<int>(gridDim.x) + atomicAdd(p.tile_counter, 1);
 
     // KV heads one after the other, so that their K and V stay in L2; long rows first.
     const int tiles_of_kv = p.tile_rows * p.sets;
     const int kv_head = index / tiles_of_kv;
     const int row = p.tile_rows - 1 - index % tiles_of_kv / p.sets;
-    const int set = index % p.sets * C::cluster + rank;
+    const int set = index % p.sets;
     const int fine = p.first_fine + row * p.rows_per_tile;
     KeyBlocks<C::masked> list(p, kv_head * p.group + set * p.heads_per_tile, fine, lane);
     const int steps = (list.count() + C::halves - 1) / C::halves;
@@ -343,20 +324,14 @@ __device__ void produce(const PrefillParams& p, const Shared<C>& shared) {
         for (int h = 0; h < C::halves; ++h) {
           now[h] = i == 0 && h == 1 && odd ? FineBlock{-1, false} : list.next();
         }
-        load_slot<C>(shared, ring, p.k, now, kv_head, rank, leader);
+        load_slot<C>(shared, ring, p.k, now, kv_head, leader);
         if (i == 0) load_queries<C>(p, shared, query_phase, kv_head, set, fine, steps, now, leader);
       }
-      if (i > 0) load_slot<C>(shared, ring, p.v, before, kv_head, rank, leader);
+      if (i > 0) load_slot<C>(shared, ring, p.v, before, kv_head, leader);
 #pragma unroll
       for (int h = 0; h < C::halves; ++h) before[h] = now[h];
     }
     query_phase ^= 1;
-    if (C::cluster > 1 && rank == 1) {
-      const std::uint32_t full = ptx::shared_address(&shared.control->mail_full[mail]);
-      if (leader) ptx::barrier_arrive_expect(full, 4);
-      ptx::barrier_wait(full, (drawn - 1) / kMailSlots % 2);
-      following = shared.control->mail[mail];
-    }
     index = __shfl_sync(0xffffffffu, following, 0);
   }
 #pragma unroll
@@ -469,16 +444,43 @@ __device__ void pack_all(const float (&s)[C::keys / 2], std::uint32_t (&p)[C::ke
   }
 }
 
+/// The queries of a warpgroup: where they are in shared memory, or (where registers allow, which
+/// spares reading them again for every step) the fragments of this thread.
+template <class C>
+struct Queries {
+  std::uint64_t descriptor;
+  std::uint32_t fragments[C::query_registers ? C::dim / 16 : 1][4];
+
+  __device__ void load(std::uint32_t address, int warp) {
+    descriptor = ptx::matrix_descriptor(address);
+    if constexpr (C::query_registers) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const int row = warp * 16 + lane % 16;
+#pragma unroll
+      for (int k = 0; k < C::dim / 16; ++k) {
+        const int chunk = k % 4 * 2 + lane / 16;  // of 16 bytes, in the 128-byte swizzle
+        ptx::load_matrices(fragments[k], address + k / 4 * kPanelBytes + row * 128 +
+                                             (chunk ^ row % 8) * 16);
+      }
+    }
+  }
+};
+
 /// s = Q K^T of a slot, issued and committed.
 template <class C>
-__device__ void issue_logits(float (&s)[C::keys / 2], std::uint64_t queries, std::uint64_t keys) {
+__device__ void issue_logits(float (&s)[C::keys / 2], const Queries<C>& queries,
+                             std::uint64_t keys) {
 #pragma unroll
   for (int k = 0; k < C::dim / 16; ++k) {
     const int panel = k / 4;
     const int in_panel = k % 4 * 32;
-    ptx::mma_shared<typename C::T>(
-        s, queries + ((panel * kPanelBytes + in_panel) >> 4),
-        keys + ((panel * C::halves * kPanelBytes + in_panel) >> 4), k > 0);
+    const std::uint64_t b = keys + ((panel * C::halves * kPanelBytes + in_panel) >> 4);
+    if constexpr (C::query_registers) {
+      ptx::mma_registers<typename C::T, false>(s, queries.fragments[k], b, k > 0);
+    } else {
+      ptx::mma_shared<typename C::T>(
+          s, queries.descriptor + ((panel * kPanelBytes + in_panel) >> 4), b, k > 0);
+    }
   }
   ptx::mma_commit();
 }
@@ -489,7 +491,7 @@ __device__ void issue_values(float (&o)[C::dim / 2], const std::uint32_t (&p)[C:
                              std::uint64_t values) {
 #pragma unroll
   for (int k = 0; k < C::keys / 16; ++k) {
-    ptx::mma_registers<typename C::T>(o, p + 4 * k, values + ((k * 2048) >> 4));
+    ptx::mma_registers<typename C::T, true>(o, p + 4 * k, values + ((k * 2048) >> 4), true);
   }
   ptx::mma_commit();
 }
@@ -552,8 +554,6 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const bool leader = threadIdx.x % 32 == 0;
-  const std::uint64_t queries =
-      ptx::matrix_descriptor(shared.queries + group * C::query_bytes);
   const std::uint64_t keys = ptx::matrix_descriptor(shared.slots);
   const std::uint64_t values =
       ptx::matrix_descriptor(shared.slots, C::halves * kPanelBytes);
@@ -564,17 +564,10 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   float s[C::keys / 2];
   float o[C::dim / 2];
   std::uint32_t probabilities[C::keys / 4];
-  // In a cluster, lane i tells CTA i.
-  const std::uint32_t empty = C::cluster > 1
-                                  ? ptx::cluster_address(shared.empty(0), threadIdx.x % C::cluster)
-                                  : shared.empty(0);
+  Queries<C> queries;
   const auto release = [&](int slot) {
     if constexpr (C::masked) __syncwarp();  // all lanes have read the slot's positions
-    if constexpr (C::cluster > 1) {
-      if (threadIdx.x % 32 < C::cluster) ptx::barrier_arrive_cluster(empty + slot * 8);
-    } else {
-      if (leader) ptx::barrier_arrive(empty + slot * 8);
-    }
+    if (leader) ptx::barrier_arrive(shared.empty(slot));
   };
   const auto release_queries = [&] {
     if (leader) ptx::barrier_arrive(shared.query_empty(group));
@@ -583,8 +576,11 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   for (std::uint32_t query_phase = 0;; query_phase ^= 1) {
     ptx::barrier_wait(shared.query_full(group), query_phase);
     const Tile tile = shared.control->tile[group];
-    const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);
+    const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);  // known to be the same in all lanes
     if (steps == 0) break;
+    queries.load(shared.queries + group * C::query_bytes, warp);
+    __syncwarp();  // all lanes have read
+    if (C::query_registers) release_queries();
     const int first_query = tile.fine * kFine + warp * 16;
     const auto mask_step = [&](int slot) {
       if constexpr (C::masked) {
@@ -624,7 +620,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     }
     release(ring.slot);
     ring.advance();
-    if (steps == 1) release_queries();
+    if (!C::query_registers && steps == 1) release_queries();
     softmax_step<C>(s, scale_log2, rows, factor);
     pack_all<C>(s, probabilities);
 
@@ -646,7 +642,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
       ptx::pin(s);
       mask_step(key_slot);
       release(key_slot);
-      if (i + 1 == steps) release_queries();
+      if (!C::query_registers && i + 1 == steps) release_queries();
       const bool grew = softmax_step<C>(s, scale_log2, rows, factor);
       ptx::pin(s);
       // The wait is in a block of its own: the assembler would move it ahead of the exponentials.
@@ -685,12 +681,7 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::slots; ++i) {
       ptx::barrier_init(shared.full(i), 1);
-      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups * C::cluster);
-    }
-    if constexpr (C::cluster > 1) {
-      for (std::uint64_t& full : shared.control->mail_full) {
-        ptx::barrier_init(ptx::shared_address(&full), 1);
-      }
+      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups);
     }
     for (int w = 0; w < C::warpgroups; ++w) {
       ptx::barrier_init(shared.query_full(w), 1);
@@ -698,14 +689,7 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
     }
     ptx::fence_barrier_init();
   }
-  const auto sync = [] {
-    if constexpr (C::cluster > 1) {
-      ptx::cluster_sync();
-    } else {
-      __syncthreads();
-    }
-  };
-  sync();
+  __syncthreads();
   if (threadIdx.x < 128) {
     ptx::shrink_registers<C::producer_registers>();
     if (threadIdx.x < 32) produce<C>(p, shared);
@@ -713,12 +697,11 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
     ptx::grow_registers<C::consumer_registers>();
     consume<C>(p, shared);
   }
-  if constexpr (C::cluster > 1) sync();  // the other CTA may still write here
 }
 
 template <class C>
 PrefillInstance instance() {
-  return {C::threads, C::shared_bytes, C::ctas, C::cluster, prefill_kernel<C>};
+  return {C::threads, C::shared_bytes, C::ctas, prefill_kernel<C>};
 }
 
 }  // namespace sw::cuda::prefill
@@ -726,7 +709,7 @@ PrefillInstance instance() {
 namespace sw::cuda {
 
 template <Element kElement, int kDim>
-PrefillInstance prefill_instance(int warpgroups, bool masked, bool cluster) {
+PrefillInstance prefill_instance(int warpgroups, bool masked) {
   using prefill::Config;
   using prefill::instance;
   if constexpr (kDim == 64) {
@@ -734,9 +717,6 @@ PrefillInstance prefill_instance(int warpgroups, bool masked, bool cluster) {
       return masked ? instance<Config<kElement, kDim, 4, true>>()
                     : instance<Config<kElement, kDim, 4, false>>();
     }
-  }
-  if constexpr (kDim == 128) {
-    if (cluster) return instance<Config<kElement, kDim, 2, false, 2>>();
   }
   if (warpgroups == 2) {
     return masked ? instance<Config<kElement, kDim, 2, true>>()

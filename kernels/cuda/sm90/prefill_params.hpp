@@ -30,8 +30,8 @@ struct PrefillParams {
   int sets;                  ///< tiles of a KV head and row
   int first_fine;            ///< fine block of the first tile row
   int tile_rows;             ///< tile rows of a head
-  int tiles;                 ///< of CTAs or clusters
-  int* tile_counter;         ///< tiles given out beyond the first of each CTA or cluster
+  int tiles;
+  int* tile_counter;         ///< tiles given out beyond the first of each CTA
   const std::int64_t* row_begin;  ///< of the selection; null = dense
   const std::int32_t* row_count;
   const std::int32_t* blocks;
@@ -47,13 +47,11 @@ struct PrefillInstance {
   int threads;
   int shared_bytes;
   int ctas_per_multiprocessor;
-  int cluster;  ///< CTAs of a cluster
   void (*kernel)(PrefillParams);
 };
 
-/// The instance for 1, 2 or (head_dim 64 only) 4 consumer warpgroups; `masked` applies token-level
-/// parts; `cluster` (head_dim 128, two warpgroups, not masked) pairs CTAs.
+/// The instance for 1, 2 or (head_dim 64 only) 4 consumer warpgroups; `masked` applies token-level parts.
 template <Element kElement, int kDim>
-PrefillInstance prefill_instance(int warpgroups, bool masked, bool cluster);
+PrefillInstance prefill_instance(int warpgroups, bool masked);
 
 }  // namespace sw::cuda

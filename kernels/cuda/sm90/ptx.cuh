@@ -49,36 +49,6 @@ __device__ inline void barrier_wait(std::uint32_t barrier, std::uint32_t parity)
   } while (done == 0);
 }
 
-// ---- clusters
-
-__device__ inline int cluster_rank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-/// Waits for all threads of the cluster.
-__device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-/// The address, for the two functions below, of the same place in CTA `rank` of the cluster.
-__device__ inline std::uint32_t cluster_address(std::uint32_t address, int rank) {
-  std::uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-__device__ inline void barrier_arrive_cluster(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
-}
-/// Stores 4 bytes, which the barrier (of the same CTA as the address) counts.
-__device__ inline void store_cluster(std::uint32_t address, int value, std::uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(
-                   address),
-               "r"(value), "r"(barrier)
-               : "memory");
-}
-
 // ---- copies
 
 /// Copies the box at (x, y, z) of a tensor to shared memory; what lies outside of the tensor reads
@@ -91,18 +61,16 @@ __device__ inline void copy_box(std::uint32_t destination, const CUtensorMap& ma
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-/// The same, to the same place in each CTA of the cluster whose bit is set in `ctas`.
-__device__ inline void copy_box_multicast(std::uint32_t destination, const CUtensorMap& map,
-                                          std::uint32_t barrier, std::uint16_t ctas, int x, int y,
-                                          int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%4, %5, %6}], [%2], %3;" ::"r"(destination),
-      "l"(&map), "r"(barrier), "h"(ctas), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+/// Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ inline void load_matrices(std::uint32_t (&x)[4], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
 }
 
 // ---- registers
@@ -125,7 +93,6 @@ __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address,
                                                   std::uint32_t panel_bytes = 16) {
   constexpr std::uint64_t kSwizzle128 = 1ull << 62;
   constexpr std::uint64_t kRowGroup = (1024ull >> 4) << 32;
-  // The high bits of an address tell the CTA of a cluster.
   return kSwizzle128 | kRowGroup | (static_cast<std::uint64_t>(panel_bytes >> 4) << 16) |
          ((address & 0x3ffff) >> 4);
 }
@@ -211,30 +178,41 @@ __device__ inline void mma_shared(float (&d)[64], std::uint64_t a, std::uint64_t
         : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
 }
 
-/// d += a b: [64, 2 count] += [64, 16] [16, 2 count], a in registers (the fragment of the accumulator
-/// of `mma_shared`, packed), b in shared memory with the 2 count columns contiguous.
-template <class T>
-__device__ inline void mma_registers(float (&d)[32], const std::uint32_t* a, std::uint64_t b) {
+/// The same with a in registers, 4 of the thread: the fragment of the accumulator, packed. b is
+/// [2 count, 16] as above or, where `kTransposed`, [16, 2 count] with the 2 count columns contiguous.
+template <class T, bool kTransposed>
+__device__ inline void mma_registers(float (&d)[32], const std::uint32_t* a, std::uint64_t b,
+                                     bool add) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%37.%37 {"
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%39.%39 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n"
+      "}"
         : SW_8F(d, 0),
           SW_8F(d, 8),
           SW_8F(d, 16),
           SW_8F(d, 24)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(kTransposed ? 1 : 0), "C"(ElementName<T>::kText));
 }
-template <class T>
-__device__ inline void mma_registers(float (&d)[64], const std::uint32_t* a, std::uint64_t b) {
+template <class T, bool kTransposed>
+__device__ inline void mma_registers(float (&d)[64], const std::uint32_t* a, std::uint64_t b,
+                                     bool add) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%69.%69 {"
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%71.%71 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n"
+      "}"
         : SW_8F(d, 0),
           SW_8F(d, 8),
           SW_8F(d, 16),
@@ -243,12 +221,17 @@ __device__ inline void mma_registers(float (&d)[64], const std::uint32_t* a, std
           SW_8F(d, 40),
           SW_8F(d, 48),
           SW_8F(d, 56)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(kTransposed ? 1 : 0), "C"(ElementName<T>::kText));
 }
-template <class T>
-__device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, std::uint64_t b) {
+template <class T, bool kTransposed>
+__device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, std::uint64_t b,
+                                     bool add) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%133.%133 {"
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %133, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%135.%135 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
@@ -257,7 +240,8 @@ __device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, st
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-      "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;\n"
+      "}, {%128, %129, %130, %131}, %132, p, 1, 1, %134;\n"
+      "}"
         : SW_8F(d, 0),
           SW_8F(d, 8),
           SW_8F(d, 16),
@@ -274,7 +258,8 @@ __device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, st
           SW_8F(d, 104),
           SW_8F(d, 112),
           SW_8F(d, 120)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
+          "n"(kTransposed ? 1 : 0), "C"(ElementName<T>::kText));
 }
 #undef SW_8F
 
