@@ -7,8 +7,8 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/row_attention.hpp"
-#include "kernels/cpu/tile.hpp"
 #include "kernels/cpu/transition.hpp"
 
 namespace sw {
@@ -24,11 +24,13 @@ struct WorkItem {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const cpu::TileKernel& kernel) : kernel_(kernel) {}
+  explicit CpuBackend(const cpu::Isa& isa) : isa_(isa) {}
 
   std::string name() const override { return "cpu"; }
   std::string detail() const override {
-    return std::string(kernel_.isa) + ", f32, " + std::to_string(num_threads()) + " threads";
+    return std::string(isa_.name) + ", f32" +
+           (isa_.bf16_tile != nullptr ? " (products of bf16 tensors: bf16), " : ", ") +
+           std::to_string(num_threads()) + " threads";
   }
   std::optional<std::string> unsupported(const AttentionProblem& problem) const override {
     if (problem.tokens() >= std::int64_t{1} << 31) return "more than 2^31 - 1 tokens";
@@ -46,14 +48,21 @@ class CpuBackend final : public Backend {
   }
   Matrix transition(const AttentionProblem& problem, const SketchParams& params,
                     StageTimes* times) const override {
-    return cpu::transition(problem, params, times, kernel_);
+    return cpu::transition(problem, params, times, isa_);
   }
 
  private:
   void run(const AttentionProblem& problem, const BlockSelection& selection,
            AttentionOutput& output, BlockMass* mass) const;
 
-  const cpu::TileKernel& kernel_;
+  /// bf16 arithmetic for bf16 tensors only.
+  const cpu::TileKernel& tile_kernel(const AttentionProblem& p) const {
+    const bool bf16 = p.q.dtype == DType::kBf16 && p.k.dtype == DType::kBf16 &&
+                      p.v.dtype == DType::kBf16 && isa_.bf16_tile != nullptr;
+    return bf16 ? *isa_.bf16_tile : *isa_.f32_tile;
+  }
+
+  const cpu::Isa& isa_;
 };
 
 /// The key ranges of one row: kept blocks, and blocks that token-level parts reach into.
@@ -92,7 +101,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
                    [](const WorkItem& a, const WorkItem& b) { return a.blocks > b.blocks; });
 
   std::vector<cpu::RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                            cpu::RowAttention(kernel_));
+                                            cpu::RowAttention(tile_kernel(problem)));
   parallel_for(static_cast<std::int64_t>(items.size()), [&](std::int64_t index, int thread) {
     const WorkItem& item = items[static_cast<std::size_t>(index)];
     cpu::RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
@@ -100,13 +109,10 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
     const std::int64_t count = g.row_end(item.row) - begin;
     rows.begin(item.head_end - item.head_begin, count, problem.head_dim(), problem.scale());
     rows.set_token_parts(selection.token_window(), selection.token_sink());
-    if (mass != nullptr) rows.want_masses(mass->cols);
-    std::vector<float> q(static_cast<std::size_t>(problem.head_dim()));
+    if (mass != nullptr) rows.want_masses();
+    const std::int64_t first = begin - problem.query_begin();
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        problem.q.load_row(h, begin + i - problem.query_begin(), q.data());
-        rows.set_query(h - item.head_begin, i, q.data(), begin + i);
-      }
+      rows.set_queries(h - item.head_begin, problem.q, h, first, begin);
     }
     const std::int64_t kv_head = item.head_begin / problem.group();
     for (const cpu::KeyRange& keys :
@@ -114,11 +120,8 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
       rows.visit(problem.k, problem.v, kv_head, keys);
     }
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t t = begin + i - problem.query_begin();
-        output.lse[static_cast<std::size_t>(h * queries + t)] =
-            rows.finish(h - item.head_begin, i, output.out.row<float>(h, t));
-      }
+      rows.finish(h - item.head_begin, output.out.row<float>(h, first),
+                  output.lse.data() + h * queries + first);
       if (mass == nullptr) continue;
       std::vector<double> sum(static_cast<std::size_t>(mass->cols), 0.0);
       rows.add_masses(h - item.head_begin, sum);
@@ -133,7 +136,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
 }  // namespace
 
 std::unique_ptr<Backend> make_cpu_backend(std::string_view isa) {
-  return std::make_unique<CpuBackend>(cpu::find_tile_kernel(isa));
+  return std::make_unique<CpuBackend>(cpu::find_isa(isa));
 }
 
 }  // namespace sw

@@ -12,6 +12,8 @@ typedef float Vec __attribute__((vector_size(SW_VECTOR_BYTES)));
 typedef std::int32_t IntVec __attribute__((vector_size(SW_VECTOR_BYTES)));
 // What is loaded from and stored to memory may alias other types and need not be aligned.
 typedef float MemVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
+typedef std::uint16_t MemWordVec
+    __attribute__((vector_size(SW_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef std::int32_t MemIntVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const MemVec*>(p); }
@@ -109,21 +111,23 @@ inline void apply_mask(const Tile& t) {
 }
 
 void run_tile(const Tile& t) {
+  const auto* v = static_cast<const float*>(t.v);
   // Logits, transposed: s[key][lane].
-  multiply<false>(t.k, t.dim, 1, t.qt, t.s, t.keys, t.dim, t.lanes);
+  multiply<false>(static_cast<const float*>(t.k), t.dim, 1, static_cast<const float*>(t.qt), t.s,
+                  t.keys, t.dim, t.lanes);
   if (t.mask != Mask::kNone) apply_mask(t);
 
   for (int lane = 0; lane < t.lanes; lane += kWidth) {
     Vec largest = load(t.s + lane);
     for (int i = 1; i < t.keys; ++i) largest = max(largest, load(t.s + i * kLanes + lane));
     const Vec old_max = load(t.m + lane);
-    const Vec new_max = max(old_max, largest);
+    const Vec new_max = max(old_max, largest * t.scale);
     // A lane that has seen no key yet has maximum -infinity; 0 keeps the differences defined.
     const Vec base = new_max == -kInfinity ? Vec{} : new_max;
     Vec sum = Vec{};
     for (int i = 0; i < t.keys; ++i) {
       float* s = t.s + i * kLanes + lane;
-      const Vec p = exp2_nonpositive(load(s) - base);
+      const Vec p = exp2_nonpositive(load(s) * t.scale - base);
       store(s, p);
       sum += p;
     }
@@ -134,7 +138,7 @@ void run_tile(const Tile& t) {
       store(t.tile_sum + lane, sum);
       store(t.tile_max + lane, base);
     }
-    if (t.v == nullptr) continue;
+    if (v == nullptr) continue;
     bool changed = false;
     for (int x = 0; x < kWidth; ++x) changed |= rescale[x] != 1.0f;
     if (!changed) continue;
@@ -144,10 +148,62 @@ void run_tile(const Tile& t) {
     }
   }
   // Output, transposed: ot[dim][lane] += v^T p.
-  if (t.v != nullptr) multiply<true>(t.v, 1, t.dim, t.s, t.ot, t.dim, t.keys, t.lanes);
+  if (v != nullptr) multiply<true>(v, 1, t.dim, t.s, t.ot, t.dim, t.keys, t.lanes);
 }
 
-void normalize_masses(float* sum, const float* max, const float* m, const float* l,
+/// IEEE binary16 bits to f32, exact: the exponent is rebased by a multiplication.
+inline Vec half_to_float(IntVec bits) {
+  const IntVec magnitude = (bits & 0x7fff) << 13;
+  IntVec value = reinterpret_cast<IntVec>(reinterpret_cast<Vec>(magnitude) * 0x1p112f);
+  value = magnitude >= 0x0f800000 ? value | 0x7f800000 : value;  // infinity and NaN
+  return reinterpret_cast<Vec>(value | (bits & 0x8000) << 16);
+}
+
+inline float to_float(const TokenRows& rows, std::int64_t index) {
+  if (rows.dtype == DType::kF32) return static_cast<const float*>(rows.data)[index];
+  const std::int32_t bits = static_cast<const std::uint16_t*>(rows.data)[index];
+  const Vec value = rows.dtype == DType::kBf16 ? reinterpret_cast<Vec>(IntVec{} + (bits << 16))
+                                               : half_to_float(IntVec{} + bits);
+  return value[0];
+}
+
+/// [count][dim] as f32.
+void pack_rows(const TokenRows& rows, void* to) {
+  for (int i = 0; i < rows.count; ++i) {
+    float* out = static_cast<float*>(to) + static_cast<std::int64_t>(i) * rows.dim;
+    int j = 0;
+    for (; j + kWidth <= rows.dim; j += kWidth) {
+      const std::int64_t index = i * rows.stride + j;
+      if (rows.dtype == DType::kF32) {
+        store(out + j, load(static_cast<const float*>(rows.data) + index));
+        continue;
+      }
+      const auto* words = static_cast<const std::uint16_t*>(rows.data) + index;
+      const IntVec bits = __builtin_convertvector(*reinterpret_cast<const MemWordVec*>(words),
+                                                  IntVec);
+      store(out + j, rows.dtype == DType::kBf16 ? reinterpret_cast<Vec>(bits << 16)
+                                                : half_to_float(bits));
+    }
+    for (; j < rows.dim; ++j) out[j] = to_float(rows, i * rows.stride + j);
+  }
+}
+
+void pack_queries(const TokenRows& rows, std::int32_t lane, void* qt) {
+  for (int i = 0; i < rows.count; ++i) {
+    float* column = static_cast<float*>(qt) + lane + i;
+    for (int j = 0; j < rows.dim; ++j) column[j * kLanes] = to_float(rows, i * rows.stride + j);
+  }
+}
+
+void finish(const float* ot, const float* l, std::int32_t lane, std::int32_t count,
+            std::int32_t dim, float* out) {
+  for (int i = lane; i < lane + count; ++i, out += dim) {
+    const float inverse = l[i] > 0.0f ? 1.0f / l[i] : 0.0f;
+    for (int j = 0; j < dim; ++j) out[j] = ot[j * kLanes + i] * inverse;
+  }
+}
+
+void normalize(float* sum, const float* max, const float* m, const float* l,
                       std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += kWidth) {
     const Vec total = load(l + i);
@@ -155,6 +211,9 @@ void normalize_masses(float* sum, const float* max, const float* m, const float*
     store(sum + i, total == Vec{} ? Vec{} : share);
   }
 }
+
+constexpr TileKernel kTile = {DType::kF32, kWidth,       run_tile, pack_rows,
+                             pack_rows,   pack_queries, finish,   normalize};
 
 }  // namespace
 }  // namespace sw::cpu

@@ -114,10 +114,10 @@ HeadsTensor to_f32(const Pooled& x) {
 /// The same for several pooled keys a block: masses of an attention without values.
 Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool causal,
                    std::int64_t queries_per_block, std::int64_t keys_per_block, std::int64_t b,
-                   const TileKernel& kernel) {
+                   const Isa& isa) {
   Matrix sum(b, b);
   std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                       RowAttention(kernel));
+                                       RowAttention(*isa.f32_tile));
   // Later rows are the longer ones when the sketch is causal.
   parallel_for(b, [&](std::int64_t index, int thread) {
     const std::int64_t i = b - 1 - index;
@@ -125,15 +125,11 @@ Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool ca
     const std::int64_t begin = i * queries_per_block;
     const std::int64_t count = std::min(begin + queries_per_block, q.tokens) - begin;
     const std::int64_t group = q.heads / k.heads;
-    std::vector<float> values(static_cast<std::size_t>(q.dim));
     for (std::int64_t g = 0; g < k.heads; ++g) {
       rows.begin(group, count, q.dim, scale);
-      rows.want_masses(b);
+      rows.want_masses();
       for (std::int64_t h = 0; h < group; ++h) {
-        for (std::int64_t u = 0; u < count; ++u) {
-          q.load_row(g * group + h, begin + u, values.data());
-          rows.set_query(h, u, values.data(), 0);
-        }
+        rows.set_queries(h, q, g * group + h, begin, 0);
       }
       for (std::int64_t j = 0; j < (causal ? i + 1 : b); ++j) {
         rows.visit(
@@ -149,7 +145,7 @@ Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool ca
 }  // namespace
 
 Matrix transition(const AttentionProblem& problem, const SketchParams& params, StageTimes* times,
-                  const TileKernel& kernel) {
+                  const Isa& isa) {
   problem.validate();
   if (problem.query_begin() != 0) {
     throw Error(ErrorKind::kUnsupported,
@@ -190,7 +186,7 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
     const HeadsTensor pooled_q = to_f32(q);
     const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : to_f32(k);
     a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), scale,
-                    params.causal, queries_per_block, keys_per_block, b, kernel);
+                    params.causal, queries_per_block, keys_per_block, b, isa);
   }
   for (std::int64_t i = 0; i < b; ++i) {
     const std::int64_t count =

@@ -128,6 +128,7 @@ const bool registered = [] {
       benchmark::RegisterBenchmark((what + name).c_str(), body)
           ->Unit(benchmark::kMillisecond)
           ->UseRealTime()
+          ->MeasureProcessCPUTime()
           ->MinTime(1.0);
     };
     for (const double density : {1.0, 0.2, 0.1}) {

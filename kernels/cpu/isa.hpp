@@ -1,0 +1,26 @@
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "kernels/cpu/tile.hpp"
+
+/// The instruction sets that the CPU kernels are written for, and the choice among them, made once
+/// at run time by asking the CPU.
+namespace sw::cpu {
+
+/// The kernels of one instruction set, one file each.
+struct Isa {
+  const char* name;
+  const TileKernel* f32_tile;   ///< any dtype, computed in f32
+  const TileKernel* bf16_tile;  ///< bf16 as it is, or null: through f32_tile
+};
+
+/// Those that this CPU runs, the widest first; never empty.
+const std::vector<Isa>& available_isas();
+
+/// The one named `name`, or the widest for "auto". Throws Error(kUsage) for an unknown name and
+/// Error(kUnsupported) for one that this CPU does not run.
+const Isa& find_isa(std::string_view name);
+
+}  // namespace sw::cpu
