@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "kernels/cpu/decode_attention.hpp"
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/row_attention.hpp"
 #include "kernels/cpu/transition.hpp"
@@ -55,13 +56,6 @@ class CpuBackend final : public Backend {
   void run(const AttentionProblem& problem, const BlockSelection& selection,
            AttentionOutput& output, BlockMass* mass) const;
 
-  /// bf16 arithmetic for bf16 tensors only.
-  const cpu::TileKernel& tile_kernel(const AttentionProblem& p) const {
-    const bool bf16 = p.q.dtype == DType::kBf16 && p.k.dtype == DType::kBf16 &&
-                      p.v.dtype == DType::kBf16 && isa_.bf16_tile != nullptr;
-    return bf16 ? *isa_.bf16_tile : *isa_.f32_tile;
-  }
-
   const cpu::Isa& isa_;
 };
 
@@ -85,6 +79,9 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
                      AttentionOutput& output, BlockMass* mass) const {
   problem.validate();
   output.reserve(problem);
+  if (problem.queries() == 1) {
+    return cpu::attend_one_query(problem, selection, isa_, output, mass);
+  }
   const BlockGeometry& g = selection.geometry();
   const std::int64_t queries = problem.queries();
   const std::int64_t heads_per_set = problem.num_heads() / selection.groups();
@@ -101,7 +98,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
                    [](const WorkItem& a, const WorkItem& b) { return a.blocks > b.blocks; });
 
   std::vector<cpu::RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                            cpu::RowAttention(tile_kernel(problem)));
+                                            cpu::RowAttention(isa_.tile(problem)));
   parallel_for(static_cast<std::int64_t>(items.size()), [&](std::int64_t index, int thread) {
     const WorkItem& item = items[static_cast<std::size_t>(index)];
     cpu::RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];

@@ -15,18 +15,31 @@ std::vector<Isa> detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    isas.push_back({"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile});
+    isas.push_back(
+        {"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile, &kAvx512Decode, &kAvx512Bf16Decode});
   }
-  if (avx512) isas.push_back({"avx512", &kAvx512Tile, nullptr});
+  if (avx512) isas.push_back({"avx512", &kAvx512Tile, nullptr, &kAvx512Decode, nullptr});
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back({"avx2", &kAvx2Tile, nullptr});
+    isas.push_back({"avx2", &kAvx2Tile, nullptr, &kAvx2Decode, nullptr});
   }
 #endif
-  isas.push_back({"portable", &kPortableTile, nullptr});
+  isas.push_back({"portable", &kPortableTile, nullptr, &kPortableDecode, nullptr});
   return isas;
 }
 
+bool all_bf16(const AttentionProblem& p) {
+  return p.q.dtype == DType::kBf16 && p.k.dtype == DType::kBf16 && p.v.dtype == DType::kBf16;
+}
+
 }  // namespace
+
+const TileKernel& Isa::tile(const AttentionProblem& problem) const {
+  return bf16_tile != nullptr && all_bf16(problem) ? *bf16_tile : *f32_tile;
+}
+
+const DecodeKernel& Isa::decode(const AttentionProblem& problem) const {
+  return bf16_decode != nullptr && all_bf16(problem) ? *bf16_decode : *f32_decode;
+}
 
 const std::vector<Isa>& available_isas() {
   static const std::vector<Isa> isas = detect();

@@ -3,6 +3,8 @@
 #include <string_view>
 #include <vector>
 
+#include "attention/problem.hpp"
+#include "kernels/cpu/decode.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// The instruction sets that the CPU kernels are written for, and the choice among them, made once
@@ -14,6 +16,12 @@ struct Isa {
   const char* name;
   const TileKernel* f32_tile;   ///< any dtype, computed in f32
   const TileKernel* bf16_tile;  ///< bf16 as it is, or null: through f32_tile
+  const DecodeKernel* f32_decode;
+  const DecodeKernel* bf16_decode;  ///< or null: through f32_decode
+
+  /// bf16 arithmetic for problems of bf16 tensors only.
+  const TileKernel& tile(const AttentionProblem& problem) const;
+  const DecodeKernel& decode(const AttentionProblem& problem) const;
 };
 
 /// Those that this CPU runs, the widest first; never empty.

@@ -1,46 +1,10 @@
-// Body of the tile kernel, included once by each tile_<isa>.cpp with SW_VECTOR_BYTES (width of a
-// vector), SW_ROWS (keys or output dims of a register block) and SW_VECTORS (vectors of lanes of a
-// register block) set. Nothing here may be shared between translation units: everything is in an
-// unnamed namespace, and no inline function of a library is called, so that no code compiled for
-// one instruction set can end up in another one's path.
+// Body of the f32 tile kernel, included once by each tile_<isa>.cpp, with SW_ROWS
+// (keys or output dims of a register block) and SW_VECTORS (vectors of lanes of a register block)
+// set.
+#include "kernels/cpu/vector.inl"
 
 namespace sw::cpu {
 namespace {
-
-constexpr int kWidth = SW_VECTOR_BYTES / 4;
-typedef float Vec __attribute__((vector_size(SW_VECTOR_BYTES)));
-typedef std::int32_t IntVec __attribute__((vector_size(SW_VECTOR_BYTES)));
-// What is loaded from and stored to memory may alias other types and need not be aligned.
-typedef float MemVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
-typedef std::uint16_t MemWordVec
-    __attribute__((vector_size(SW_VECTOR_BYTES / 2), aligned(2), may_alias));
-typedef std::int32_t MemIntVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const MemVec*>(p); }
-inline IntVec load(const std::int32_t* p) { return *reinterpret_cast<const MemIntVec*>(p); }
-inline void store(float* p, Vec x) { *reinterpret_cast<MemVec*>(p) = x; }
-inline Vec broadcast(float x) { return Vec{} + x; }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-
-constexpr float kInfinity = __builtin_inff();
-
-/// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126 (and at -infinity).
-inline Vec exp2_nonpositive(Vec x) {
-  const Vec clamped = max(x, broadcast(-126.0f));
-  const Vec shifted = clamped + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-  const Vec f = clamped - (shifted - 12582912.0f);
-  // Taylor series of 2^f on [-1/2, 1/2]: ln(2)^k / k!.
-  Vec y = broadcast(1.54035304e-4f);
-  y = y * f + 1.33335581e-3f;
-  y = y * f + 9.61812911e-3f;
-  y = y * f + 5.55041087e-2f;
-  y = y * f + 2.40226507e-1f;
-  y = y * f + 6.93147181e-1f;
-  y = y * f + 1.0f;
-  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
-  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(y) + exponent);
-  return x < -126.0f ? Vec{} : result;
-}
 
 /// c[i][lane] (+)= sum over j < depth of a[i * a_row + j * a_step] * b[j][lane] for i < Rows and
 /// Vectors vectors of lanes: one register block. b and c have rows of kLanes.
@@ -151,47 +115,24 @@ void run_tile(const Tile& t) {
   if (v != nullptr) multiply<true>(v, 1, t.dim, t.s, t.ot, t.dim, t.keys, t.lanes);
 }
 
-/// IEEE binary16 bits to f32, exact: the exponent is rebased by a multiplication.
-inline Vec half_to_float(IntVec bits) {
-  const IntVec magnitude = (bits & 0x7fff) << 13;
-  IntVec value = reinterpret_cast<IntVec>(reinterpret_cast<Vec>(magnitude) * 0x1p112f);
-  value = magnitude >= 0x0f800000 ? value | 0x7f800000 : value;  // infinity and NaN
-  return reinterpret_cast<Vec>(value | (bits & 0x8000) << 16);
-}
-
-inline float to_float(const TokenRows& rows, std::int64_t index) {
-  if (rows.dtype == DType::kF32) return static_cast<const float*>(rows.data)[index];
-  const std::int32_t bits = static_cast<const std::uint16_t*>(rows.data)[index];
-  const Vec value = rows.dtype == DType::kBf16 ? reinterpret_cast<Vec>(IntVec{} + (bits << 16))
-                                               : half_to_float(IntVec{} + bits);
-  return value[0];
-}
-
 /// [count][dim] as f32.
 void pack_rows(const TokenRows& rows, void* to) {
   for (int i = 0; i < rows.count; ++i) {
     float* out = static_cast<float*>(to) + static_cast<std::int64_t>(i) * rows.dim;
     int j = 0;
     for (; j + kWidth <= rows.dim; j += kWidth) {
-      const std::int64_t index = i * rows.stride + j;
-      if (rows.dtype == DType::kF32) {
-        store(out + j, load(static_cast<const float*>(rows.data) + index));
-        continue;
-      }
-      const auto* words = static_cast<const std::uint16_t*>(rows.data) + index;
-      const IntVec bits = __builtin_convertvector(*reinterpret_cast<const MemWordVec*>(words),
-                                                  IntVec);
-      store(out + j, rows.dtype == DType::kBf16 ? reinterpret_cast<Vec>(bits << 16)
-                                                : half_to_float(bits));
+      store(out + j, load_as_float(rows.data, rows.dtype, i * rows.stride + j));
     }
-    for (; j < rows.dim; ++j) out[j] = to_float(rows, i * rows.stride + j);
+    for (; j < rows.dim; ++j) {
+      out[j] = element_as_float(rows.data, rows.dtype, i * rows.stride + j);
+    }
   }
 }
 
 void pack_queries(const TokenRows& rows, std::int32_t lane, void* qt) {
   for (int i = 0; i < rows.count; ++i) {
     float* column = static_cast<float*>(qt) + lane + i;
-    for (int j = 0; j < rows.dim; ++j) column[j * kLanes] = to_float(rows, i * rows.stride + j);
+    for (int j = 0; j < rows.dim; ++j) column[j * kLanes] = element_as_float(rows.data, rows.dtype, i * rows.stride + j);
   }
 }
 

@@ -1,0 +1,10 @@
+#include "kernels/cpu/decode.hpp"
+
+#define SW_VECTOR_BYTES 32
+#include "kernels/cpu/decode.inl"
+
+namespace sw::cpu {
+
+const DecodeKernel kAvx2Decode = kDecode;
+
+}  // namespace sw::cpu

@@ -1,0 +1,10 @@
+#include "kernels/cpu/decode.hpp"
+
+#define SW_VECTOR_BYTES 16
+#include "kernels/cpu/decode.inl"
+
+namespace sw::cpu {
+
+const DecodeKernel kPortableDecode = kDecode;
+
+}  // namespace sw::cpu
