@@ -10,15 +10,18 @@
 /// asks for the next tile's rows while it computes. Arithmetic as in tile.hpp.
 namespace sw::cpu {
 
-/// Rows of queries and outputs are padded to a multiple of this; queries with zeros.
+/// Rows of outputs are padded to a multiple of this.
 inline constexpr int kDecodeStrip = 64;
+/// Bytes of a packed query for each element of the padded row.
+inline constexpr int kPackedQueryBytes = 8;
 
 struct DecodeTile {
-  const void* q;       ///< [heads][padded dim], elements of the kernel
+  const void* q;       ///< [heads] packed queries
   TokenRows k;         ///< keys, 1 .. kTileKeys of them, elements of the kernel
   TokenRows v;         ///< their values
-  const void* next_k;  ///< first rows of the tile to come, at the same strides
+  const void* next_k;  ///< rows to come, at the same strides, if they do not follow these
   const void* next_v;
+  std::int32_t next_count;
   std::int32_t heads;
   float scale;       ///< of the logits, times log2(e)
   float* s;          ///< scratch [heads][kTileKeys], on a cache line
@@ -31,6 +34,8 @@ struct DecodeTile {
 
 struct DecodeKernel {
   DType element;  ///< of q, k and v: kF32 or kBf16
+  /// One query [dim] in the layout that `run` reads.
+  void (*pack_query)(const void* row, std::int32_t dim, void* q);
   void (*run)(const DecodeTile& tile);
 };
 

@@ -23,9 +23,10 @@ inline Vec sum_each(Vec (&x)[kWidth]) {
   }
 }
 
-inline void prefetch(const void* next, const TokenRows& rows, int key) {
-  const auto* row = static_cast<const char*>(next) + key * rows.stride * 4;
-  for (int byte = 0; byte < rows.dim * 4; byte += 64) __builtin_prefetch(row + byte);
+void pack_query(const void* row, std::int32_t dim, void* q) {
+  for (int j = 0; j < dim; ++j) {
+    static_cast<float*>(q)[j] = static_cast<const float*>(row)[j];
+  }
 }
 
 /// Logits of keys [first, first + kWidth) and one head. Keys after the last one repeat it.
@@ -76,7 +77,7 @@ template <int Heads>
 void run_heads(const DecodeTile& t, int head, int padded) {
   float factor[Heads];
   for (int h = 0; h < Heads; ++h) {
-    const float* q = static_cast<const float*>(t.q) + (head + h) * padded;
+    const float* q = static_cast<const float*>(t.q) + (head + h) * padded * 2;
     float* s = t.s + (head + h) * kTileKeys;
     Vec largest = broadcast(-kInfinity);
     for (int i = 0; i < t.k.count; i += kWidth) {
@@ -117,16 +118,18 @@ void run_heads(const DecodeTile& t, int head, int padded) {
 
 void run_decode(const DecodeTile& t) {
   const int padded = (t.k.dim + kDecodeStrip - 1) / kDecodeStrip * kDecodeStrip;
-  for (int i = 0; i < t.k.count; ++i) {
-    prefetch(t.next_k, t.k, i);
-    prefetch(t.next_v, t.v, i);
+  for (int i = 0; i < t.next_count; ++i) {
+    for (int j = 0; j < t.k.dim; j += 16) {
+      __builtin_prefetch(static_cast<const float*>(t.next_k) + i * t.k.stride + j, 0, 2);
+      __builtin_prefetch(static_cast<const float*>(t.next_v) + i * t.v.stride + j, 0, 2);
+    }
   }
   int head = 0;
   for (; head + 2 <= t.heads; head += 2) run_heads<2>(t, head, padded);
   for (; head < t.heads; ++head) run_heads<1>(t, head, padded);
 }
 
-constexpr DecodeKernel kDecode = {DType::kF32, run_decode};
+constexpr DecodeKernel kDecode = {DType::kF32, pack_query, run_decode};
 
 }  // namespace
 }  // namespace sw::cpu

@@ -104,16 +104,17 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     const std::int64_t heads = part.head_end - part.head_begin;
     const std::int64_t kv_head = part.head_begin / problem.group();
     Workspace& w = workspaces[static_cast<std::size_t>(thread)];
-    w.q.assign(static_cast<std::size_t>(heads * padded) * element, std::byte{0});
+    w.q.resize(static_cast<std::size_t>(heads * padded * kPackedQueryBytes));
     w.s.resize(static_cast<std::size_t>(heads * kTileKeys));
+    std::vector<float> converted(static_cast<std::size_t>(dim));
     for (std::int64_t h = 0; h < heads; ++h) {
-      std::byte* row = w.q.data() + static_cast<std::size_t>(h * padded) * element;
-      if (kernel.element == DType::kBf16) {
-        std::copy_n(static_cast<const std::byte*>(problem.q.row(part.head_begin + h, 0)),
-                    static_cast<std::size_t>(dim) * element, row);
-      } else {
-        problem.q.load_row(part.head_begin + h, 0, reinterpret_cast<float*>(row));
+      const void* row = problem.q.row(part.head_begin + h, 0);
+      if (problem.q.dtype != kernel.element) {
+        problem.q.load_row(part.head_begin + h, 0, converted.data());
+        row = converted.data();
       }
+      kernel.pack_query(row, static_cast<std::int32_t>(dim),
+                        w.q.data() + h * padded * kPackedQueryBytes);
     }
     const auto state = static_cast<std::size_t>(index * heads_per_part);
     const auto tiles = static_cast<std::size_t>((part.run_end - part.run_begin) * heads);
@@ -139,11 +140,15 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
       return TokenRows{buffer.data(), kernel.element, dim, in.count, in.dim};
     };
     for (std::int64_t r = part.run_begin; r < part.run_end; ++r) {
-      const Run& next = run[r + 1 < part.run_end ? r + 1 : r];
       tile.k = rows(problem.k, run[r], w.k);
       tile.v = rows(problem.v, run[r], w.v);
-      tile.next_k = problem.k.row(kv_head, next.begin);
-      tile.next_v = problem.v.row(kv_head, next.begin);
+      // The CPU reads ahead by itself within consecutive rows.
+      tile.next_count = 0;
+      if (r + 1 < part.run_end && run[r + 1].begin != run[r].begin + run[r].count) {
+        tile.next_k = problem.k.row(kv_head, run[r + 1].begin);
+        tile.next_v = problem.v.row(kv_head, run[r + 1].begin);
+        tile.next_count = static_cast<std::int32_t>(run[r + 1].count);
+      }
       kernel.run(tile);
       tile.tile_sum += heads;
       tile.tile_base += heads;
