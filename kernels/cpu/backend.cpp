@@ -11,6 +11,7 @@
 #include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/row_attention.hpp"
 #include "kernels/cpu/transition.hpp"
+#include "kernels/cpu/walk.hpp"
 
 namespace sw {
 namespace {
@@ -50,6 +51,13 @@ class CpuBackend final : public Backend {
   Matrix transition(const AttentionProblem& problem, const SketchParams& params,
                     StageTimes* times) const override {
     return cpu::transition(problem, params, times, isa_);
+  }
+  Matrix damped_walk(const Matrix& a, const Matrix* previous, double damping,
+                     std::int64_t degree) const override {
+    return cpu::damped_walk(a, previous, damping, degree, *isa_.scores);
+  }
+  Matrix product_walk(const Matrix& a, const Matrix* previous) const override {
+    return cpu::product_walk(a, previous, *isa_.scores);
   }
 
  private:
@@ -121,7 +129,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
                   output.lse.data() + h * queries + first);
       if (mass == nullptr) continue;
       std::vector<double> sum(static_cast<std::size_t>(mass->cols), 0.0);
-      rows.add_masses(h - item.head_begin, sum);
+      rows.add_masses(h - item.head_begin, 0, count, sum);
       const std::span<float> row = mass->row(h, item.row);
       for (std::size_t j = 0; j < row.size(); ++j) {
         row[j] = static_cast<float>(sum[j] / static_cast<double>(count));

@@ -15,15 +15,17 @@ std::vector<Isa> detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    isas.push_back(
-        {"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile, &kAvx512Decode, &kAvx512Bf16Decode});
+    isas.push_back({"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile, &kAvx512Decode,
+                    &kAvx512Bf16Decode, &kAvx512Scores});
   }
-  if (avx512) isas.push_back({"avx512", &kAvx512Tile, nullptr, &kAvx512Decode, nullptr});
+  if (avx512)
+    isas.push_back({"avx512", &kAvx512Tile, nullptr, &kAvx512Decode, nullptr, &kAvx512Scores});
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back({"avx2", &kAvx2Tile, nullptr, &kAvx2Decode, nullptr});
+    isas.push_back({"avx2", &kAvx2Tile, nullptr, &kAvx2Decode, nullptr, &kAvx2Scores});
   }
 #endif
-  isas.push_back({"portable", &kPortableTile, nullptr, &kPortableDecode, nullptr});
+  isas.push_back(
+      {"portable", &kPortableTile, nullptr, &kPortableDecode, nullptr, &kPortableScores});
   return isas;
 }
 

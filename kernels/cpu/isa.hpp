@@ -5,6 +5,7 @@
 
 #include "attention/problem.hpp"
 #include "kernels/cpu/decode.hpp"
+#include "kernels/cpu/scores.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// The instruction sets that the CPU kernels are written for, and the choice among them, made once
@@ -18,6 +19,7 @@ struct Isa {
   const TileKernel* bf16_tile;  ///< bf16 as it is, or null: through f32_tile
   const DecodeKernel* f32_decode;
   const DecodeKernel* bf16_decode;  ///< or null: through f32_decode
+  const ScoreKernel* scores;
 
   /// bf16 arithmetic for problems of bf16 tensors only.
   const TileKernel& tile(const AttentionProblem& problem) const;

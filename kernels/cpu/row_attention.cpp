@@ -23,7 +23,7 @@ void RowAttention::begin(std::int64_t heads, std::int64_t queries, std::int64_t 
   even_dim_ = (dim + 1) / 2 * 2;
   packs_ = (heads * queries + kLanes - 1) / kLanes;
   token_window_ = token_sink_ = 0;
-  masses_ = false;
+  masses_ = normalized_ = false;
   scale_ = static_cast<float>(scale * std::numbers::log2e);
   const auto lanes = static_cast<std::size_t>(packs_ * kLanes);
   const std::size_t tile_bytes =
@@ -61,6 +61,12 @@ void RowAttention::set_queries(std::int64_t head, const HeadsView& q, std::int64
                 positions[i] = static_cast<std::int32_t>(position + query + i);
               }
             });
+}
+
+void RowAttention::set_position(std::int64_t query, std::int64_t position) {
+  for (std::int64_t h = 0; h < heads_; ++h) {
+    position_[static_cast<std::size_t>(lane_of(h, query))] = static_cast<std::int32_t>(position);
+  }
 }
 
 void RowAttention::set_token_parts(std::int64_t window, std::int64_t sink) {
@@ -125,18 +131,20 @@ void RowAttention::finish(std::int64_t head, float* out, double* lse) const {
   });
 }
 
-void RowAttention::add_masses(std::int64_t head, std::span<double> sum) {
+void RowAttention::add_masses(std::int64_t head, std::int64_t begin, std::int64_t end,
+                              std::span<double> sum) {
   const std::int64_t lanes = packs_ * kLanes;
   for (std::size_t i = 0; i < tile_block_.size(); ++i) {
     float* tile_sum = tile_sum_.data() + static_cast<std::int64_t>(i) * lanes;
-    if (head == 0) {
+    if (!normalized_) {
       const float* tile_max = tile_max_.data() + static_cast<std::int64_t>(i) * lanes;
       kernel_->normalize(tile_sum, tile_max, m_.data(), l_.data(), lanes);
     }
     double total = 0.0;
-    for (std::int64_t q = 0; q < queries_; ++q) total += tile_sum[lane_of(head, q)];
+    for (std::int64_t q = begin; q < end; ++q) total += tile_sum[lane_of(head, q)];
     sum[static_cast<std::size_t>(tile_block_[i])] += total;
   }
+  normalized_ = true;
 }
 
 }  // namespace sw::cpu

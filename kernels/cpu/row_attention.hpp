@@ -31,6 +31,8 @@ class RowAttention {
   /// `q_head` of q, at the positions `position`, `position` + 1, ...
   void set_queries(std::int64_t head, const HeadsView& q, std::int64_t q_head, std::int64_t first,
                    std::int64_t position);
+  /// Another position for a query of every head.
+  void set_position(std::int64_t query, std::int64_t position);
   void set_token_parts(std::int64_t window, std::int64_t sink);
   /// Asks for block masses.
   void want_masses() { masses_ = true; }
@@ -40,9 +42,9 @@ class RowAttention {
 
   /// Outputs [queries][dim] (f32) and log-sum-exps [queries] (natural) of a head.
   void finish(std::int64_t head, float* out, double* lse) const;
-  /// Adds the softmax masses of every block, of all queries of a head, to sum[blocks]. To be called
-  /// after the last visit, in ascending order of heads.
-  void add_masses(std::int64_t head, std::span<double> sum);
+  /// Adds the softmax masses of every block, of the queries [begin, end) of a head, to sum[blocks].
+  /// To be called after the last visit.
+  void add_masses(std::int64_t head, std::int64_t begin, std::int64_t end, std::span<double> sum);
 
  private:
   std::int64_t lane_of(std::int64_t head, std::int64_t query) const {
@@ -65,6 +67,7 @@ class RowAttention {
   std::int64_t token_window_ = 0;
   std::int64_t token_sink_ = 0;
   bool masses_ = false;
+  bool normalized_ = false;
   float scale_ = 1.0f;
   LineVector<std::byte> qt_, k_, v_;
   LineVector<float> ot_, m_, l_, s_;

@@ -42,11 +42,12 @@ inline Vec exp2_nonpositive(Vec x) {
 }
 
 /// IEEE binary16 bits to f32, exact: the exponent is rebased by a multiplication.
-inline Vec half_to_float(IntVec bits) {
-  const IntVec magnitude = (bits & 0x7fff) << 13;
-  IntVec value = reinterpret_cast<IntVec>(reinterpret_cast<Vec>(magnitude) * 0x1p112f);
+template <class Floats, class Ints>
+inline Floats half_to_float(Ints bits) {
+  const Ints magnitude = (bits & 0x7fff) << 13;
+  Ints value = reinterpret_cast<Ints>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);
   value = magnitude >= 0x0f800000 ? value | 0x7f800000 : value;  // infinity and NaN
-  return reinterpret_cast<Vec>(value | (bits & 0x8000) << 16);
+  return reinterpret_cast<Floats>(value | (bits & 0x8000) << 16);
 }
 
 /// kWidth elements of `dtype` at `index`, as f32.
@@ -54,13 +55,13 @@ inline Vec load_as_float(const void* data, DType dtype, std::int64_t index) {
   if (dtype == DType::kF32) return load(static_cast<const float*>(data) + index);
   const auto* words = static_cast<const std::uint16_t*>(data) + index;
   const IntVec bits = __builtin_convertvector(*reinterpret_cast<const MemWordVec*>(words), IntVec);
-  return dtype == DType::kBf16 ? reinterpret_cast<Vec>(bits << 16) : half_to_float(bits);
+  return dtype == DType::kBf16 ? reinterpret_cast<Vec>(bits << 16) : half_to_float<Vec>(bits);
 }
 inline float element_as_float(const void* data, DType dtype, std::int64_t index) {
   if (dtype == DType::kF32) return static_cast<const float*>(data)[index];
   const std::int32_t bits = static_cast<const std::uint16_t*>(data)[index];
   const Vec value = dtype == DType::kBf16 ? reinterpret_cast<Vec>(IntVec{} + (bits << 16))
-                                          : half_to_float(IntVec{} + bits);
+                                          : half_to_float<Vec>(IntVec{} + bits);
   return value[0];
 }
 
