@@ -12,9 +12,9 @@
 
 namespace sw {
 
-std::unique_ptr<Backend> make_backend(const std::string& name) {
+std::unique_ptr<Backend> make_backend(const std::string& name, const std::string& cpu_isa) {
   if (name == "reference") return make_reference_backend();
-  if (name == "cpu" || name == "auto") return make_cpu_backend();
+  if (name == "cpu" || name == "auto") return make_cpu_backend(cpu_isa);
   if (name == "cuda") {
     throw Error(ErrorKind::kUnsupported, "this build has no CUDA attention kernels",
                 "use --backend cpu");

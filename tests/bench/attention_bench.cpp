@@ -10,6 +10,8 @@
 //             use too, what an iteration takes while it has its CPUs (OMP_WAIT_POLICY=PASSIVE keeps
 //             oneDNN's waiting out of it)
 //
+// SW_BENCH_THREADS sets the number of threads (oneDNN's is OMP_NUM_THREADS).
+//
 //   attention_bench --benchmark_filter='prefill/avx512_bf16/bf16/n8192/h9_3/d64'
 #include <benchmark/benchmark.h>
 #include <sys/resource.h>
@@ -17,6 +19,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <dnnl.hpp>
 #include <map>
 #include <string>
@@ -302,6 +305,7 @@ const bool registered = [] {
       {8192, 9, 3, 64}, {16384, 9, 3, 64}, {16384, 14, 2, 64}, {8192, 8, 2, 128}};
   const Shape decode_shapes[] = {
       {8192, 9, 3, 64}, {32768, 9, 3, 64}, {16384, 14, 2, 64}, {32768, 8, 1, 128}};
+  if (const char* threads = std::getenv("SW_BENCH_THREADS")) set_num_threads(std::atoi(threads));
   for (const cpu::Isa& which : cpu::available_isas()) {
     const std::string isa = which.name;
     for (const DType dtype : {DType::kBf16, DType::kF16, DType::kF32}) {
