@@ -1,26 +1,19 @@
-// Body of the f32 decode kernel, included once by each decode_<isa>.cpp.
+// Body of the f32 decode kernel, included once by each decode_<isa>.cpp, with SW_HEADS (heads whose
+// outputs stay in registers) set.
 #include "kernels/cpu/vector.inl"
 
 namespace sw::cpu {
 namespace {
 
-/// out[i] = sum of the elements of x[i], for kWidth vectors.
+/// Adds each lane to the one `Half` lanes away, for two vectors at once: lanes without the bit Half
+/// of the result are of a, the others of b.
 template <int Half>
-inline Vec sum_each(Vec (&x)[kWidth]) {
-  // Lanes with the bit Half go to the second vector of a pair, so that lane i ends up with x[i].
+inline Vec fold(Vec a, Vec b) {
   IntVec low;
   for (int lane = 0; lane < kWidth; ++lane) {
     low[lane] = (lane & Half) == 0 ? lane : kWidth + lane - Half;
   }
-  const IntVec high = low + Half;
-  for (int i = 0; i < Half; ++i) {
-    x[i] = __builtin_shuffle(x[i], x[i + Half], low) + __builtin_shuffle(x[i], x[i + Half], high);
-  }
-  if constexpr (Half == 1) {
-    return x[0];
-  } else {
-    return sum_each<Half / 2>(x);
-  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + Half);
 }
 
 void pack_query(const void* row, std::int32_t dim, void* q) {
@@ -29,24 +22,49 @@ void pack_query(const void* row, std::int32_t dim, void* q) {
   }
 }
 
-/// Logits of keys [first, first + kWidth) and one head. Keys after the last one repeat it.
-inline Vec logits(const DecodeTile& t, const float* q, int first) {
+/// Logits of Heads heads from `head` on and keys [first, first + kWidth), not scaled. Keys after the
+/// last one repeat it.
+template <int Heads>
+inline void logits(const DecodeTile& t, int head, int padded, int first, Vec (&result)[Heads]) {
   const auto* k = static_cast<const float*>(t.k.data);
-  const float* row[kWidth];
-  for (int i = 0; i < kWidth; ++i) {
-    row[i] = k + (first + i < t.k.count ? first + i : t.k.count - 1) * t.k.stride;
+  const float* q = static_cast<const float*>(t.q) + head * padded * 2;
+  const int whole = t.k.dim / kWidth * kWidth;
+  Vec part[kWidth / 4][Heads];
+  for (int group = 0; group < kWidth / 4; ++group) {
+    const float* row[4];
+    for (int i = 0; i < 4; ++i) {
+      const int key = first + 4 * group + i;
+      row[i] = k + (key < t.k.count ? key : t.k.count - 1) * t.k.stride;
+    }
+    Vec sum[Heads][4] = {};
+    for (int j = 0; j < whole; j += kWidth) {
+      Vec x[4];
+      for (int i = 0; i < 4; ++i) x[i] = load(row[i] + j);
+      for (int h = 0; h < Heads; ++h) {
+        const Vec factor = load(q + h * padded * 2 + j);
+        for (int i = 0; i < 4; ++i) sum[h][i] += x[i] * factor;
+      }
+    }
+    // Lane i now gets a part of the sum of key i mod 4.
+    for (int h = 0; h < Heads; ++h) {
+      part[group][h] = fold<2>(fold<1>(sum[h][0], sum[h][1]), fold<1>(sum[h][2], sum[h][3]));
+    }
   }
-  Vec sum[kWidth] = {};
-  int j = 0;
-  for (; j + kWidth <= t.k.dim; j += kWidth) {
-    const Vec x = load(q + j);
-    for (int i = 0; i < kWidth; ++i) sum[i] += load(row[i] + j) * x;
+  for (int h = 0; h < Heads; ++h) {
+    if constexpr (kWidth == 16) {
+      result[h] = fold<8>(fold<4>(part[0][h], part[1][h]), fold<4>(part[2][h], part[3][h]));
+    } else if constexpr (kWidth == 8) {
+      result[h] = fold<4>(part[0][h], part[1][h]);
+    } else {
+      result[h] = part[0][h];
+    }
+    for (int j = whole; j < t.k.dim; ++j) {
+      for (int i = 0; i < kWidth; ++i) {
+        const int key = first + i < t.k.count ? first + i : t.k.count - 1;
+        result[h][i] += k[key * t.k.stride + j] * q[h * padded * 2 + j];
+      }
+    }
   }
-  Vec result = sum_each<kWidth / 2>(sum);
-  for (; j < t.k.dim; ++j) {
-    for (int i = 0; i < kWidth; ++i) result[i] += row[i][j] * q[j];
-  }
-  return result;
 }
 
 /// o[h][j] := o[h][j] factor[h] + sum over keys of s[h][key] v[key][j], for Heads heads from `head`
@@ -76,22 +94,26 @@ inline void add_values(const DecodeTile& t, int head, const float* factor, int p
 template <int Heads>
 void run_heads(const DecodeTile& t, int head, int padded) {
   float factor[Heads];
-  for (int h = 0; h < Heads; ++h) {
-    const float* q = static_cast<const float*>(t.q) + (head + h) * padded * 2;
-    float* s = t.s + (head + h) * kTileKeys;
-    Vec largest = broadcast(-kInfinity);
-    for (int i = 0; i < t.k.count; i += kWidth) {
-      const Vec x = logits(t, q, i) * t.scale;
-      largest = max(largest, x);
-      store(s + i, x);
+  Vec largest[Heads];
+  for (Vec& x : largest) x = broadcast(-kInfinity);
+  for (int i = 0; i < t.k.count; i += kWidth) {
+    Vec x[Heads];
+    logits<Heads>(t, head, padded, i, x);
+    for (int h = 0; h < Heads; ++h) {
+      x[h] *= t.scale;
+      largest[h] = max(largest[h], x[h]);
+      store(t.s + (head + h) * kTileKeys + i, x[h]);
     }
+  }
+  for (int h = 0; h < Heads; ++h) {
+    float* s = t.s + (head + h) * kTileKeys;
     const float old_base = t.m[head + h];
     float base = old_base;
-    for (int x = 0; x < kWidth; ++x) base = largest[x] > base ? largest[x] : base;
+    for (int x = 0; x < kWidth; ++x) base = largest[h][x] > base ? largest[h][x] : base;
     Vec total = {};
     for (int i = 0; i < t.k.count; i += kWidth) {
       Vec p = exp2_nonpositive(load(s + i) - base);
-      for (int x = t.k.count - i; x < kWidth; ++x) p[x] = 0.0f;
+      for (int x = t.k.count - i; x < kWidth; ++x) p[x] = 0.0f;  // keys after the last one
       store(s + i, p);
       total += p;
     }
@@ -125,6 +147,10 @@ void run_decode(const DecodeTile& t) {
     }
   }
   int head = 0;
+  for (; head + SW_HEADS <= t.heads; head += SW_HEADS) run_heads<SW_HEADS>(t, head, padded);
+  if constexpr (SW_HEADS > 3) {
+    for (; head + 3 <= t.heads; head += 3) run_heads<3>(t, head, padded);
+  }
   for (; head + 2 <= t.heads; head += 2) run_heads<2>(t, head, padded);
   for (; head < t.heads; ++head) run_heads<1>(t, head, padded);
 }
