@@ -1,5 +1,5 @@
-// What the kernels for AVX512-BF16 share. As in vector.inl, everything is in an unnamed namespace and
-// no inline function of a library is called.
+// What the kernels for AVX512-BF16 share. As in vector.inl, everything is in an unnamed namespace
+// and no inline function of a library is called.
 #include <immintrin.h>
 
 namespace sw::cpu {

@@ -1,5 +1,7 @@
 // Body of the f32 decode kernel, included once by each decode_<isa>.cpp, with SW_HEADS (heads whose
 // outputs stay in registers) set.
+#include <utility>
+
 #include "kernels/cpu/vector.inl"
 
 namespace sw::cpu {
@@ -7,13 +9,14 @@ namespace {
 
 /// Adds each lane to the one `Half` lanes away, for two vectors at once: lanes without the bit Half
 /// of the result are of a, the others of b.
+template <int Half, int... Lane>
+inline Vec fold_lanes(Vec a, Vec b, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(a, b, ((Lane & Half) == 0 ? Lane : kWidth + Lane - Half)...) +
+         __builtin_shufflevector(a, b, ((Lane & Half) == 0 ? Lane + Half : kWidth + Lane)...);
+}
 template <int Half>
 inline Vec fold(Vec a, Vec b) {
-  IntVec low;
-  for (int lane = 0; lane < kWidth; ++lane) {
-    low[lane] = (lane & Half) == 0 ? lane : kWidth + lane - Half;
-  }
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + Half);
+  return fold_lanes<Half>(a, b, std::make_integer_sequence<int, kWidth>());
 }
 
 void pack_query(const void* row, std::int32_t dim, void* q) {
@@ -22,8 +25,8 @@ void pack_query(const void* row, std::int32_t dim, void* q) {
   }
 }
 
-/// Logits of Heads heads from `head` on and keys [first, first + kWidth), not scaled. Keys after the
-/// last one repeat it.
+/// Logits of Heads heads from `head` on and keys [first, first + kWidth), not scaled. Keys after
+/// the last one repeat it.
 template <int Heads>
 inline void logits(const DecodeTile& t, int head, int padded, int first, Vec (&result)[Heads]) {
   const auto* k = static_cast<const float*>(t.k.data);
@@ -126,7 +129,8 @@ void run_heads(const DecodeTile& t, int head, int padded) {
     t.tile_base[head + h] = base;
   }
   int j = 0;
-  for (; j + 4 * kWidth <= t.v.dim; j += 4 * kWidth) add_values<Heads, 4>(t, head, factor, padded, j);
+  for (; j + 4 * kWidth <= t.v.dim; j += 4 * kWidth)
+    add_values<Heads, 4>(t, head, factor, padded, j);
   for (; j + kWidth <= t.v.dim; j += kWidth) add_values<Heads, 1>(t, head, factor, padded, j);
   for (; j < t.v.dim; ++j) {
     const float* v = static_cast<const float*>(t.v.data) + j;

@@ -1,5 +1,5 @@
-// Body of the selection kernels, included once by each scores_<isa>.cpp, with SW_ROWS and SW_VECTORS
-// (register block of the matrix product) set.
+// Body of the selection kernels, included once by each scores_<isa>.cpp, with SW_ROWS and
+// SW_VECTORS (register block of the matrix product) set.
 #include "kernels/cpu/vector.inl"
 
 namespace sw::cpu {
@@ -30,8 +30,8 @@ inline DoubleVec load_doubles(const void* data, std::int64_t index) {
     const auto* p = static_cast<const std::uint16_t*>(data) + index;
     const HalfIntVec bits =
         __builtin_convertvector(*reinterpret_cast<const MemHalfWordVec*>(p), HalfIntVec);
-    const HalfVec value = Type == DType::kBf16 ? reinterpret_cast<HalfVec>(bits << 16)
-                                               : half_to_float<HalfVec>(bits);
+    const HalfVec value =
+        Type == DType::kBf16 ? reinterpret_cast<HalfVec>(bits << 16) : half_to_float<HalfVec>(bits);
     return __builtin_convertvector(value, DoubleVec);
   }
 }
@@ -143,8 +143,7 @@ inline DoubleVec exp_nonpositive(DoubleVec x) {
   y = y * r + 0.5;
   y = y * r + 1.0;
   y = y * r + 1.0;
-  const LongVec result =
-      reinterpret_cast<LongVec>(y) + (reinterpret_cast<LongVec>(shifted) << 52);
+  const LongVec result = reinterpret_cast<LongVec>(y) + (reinterpret_cast<LongVec>(shifted) << 52);
   return x < -708.0 ? DoubleVec{} : reinterpret_cast<DoubleVec>(result);
 }
 

@@ -132,7 +132,8 @@ void pack_rows(const TokenRows& rows, void* to) {
 void pack_queries(const TokenRows& rows, std::int32_t lane, void* qt) {
   for (int i = 0; i < rows.count; ++i) {
     float* column = static_cast<float*>(qt) + lane + i;
-    for (int j = 0; j < rows.dim; ++j) column[j * kLanes] = element_as_float(rows.data, rows.dtype, i * rows.stride + j);
+    for (int j = 0; j < rows.dim; ++j)
+      column[j * kLanes] = element_as_float(rows.data, rows.dtype, i * rows.stride + j);
   }
 }
 
@@ -144,8 +145,7 @@ void finish(const float* ot, const float* l, std::int32_t lane, std::int32_t cou
   }
 }
 
-void normalize(float* sum, const float* max, const float* m, const float* l,
-                      std::int64_t count) {
+void normalize(float* sum, const float* max, const float* m, const float* l, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += kWidth) {
     const Vec total = load(l + i);
     const Vec share = load(sum + i) * exp2_nonpositive(load(max + i) - load(m + i)) / total;
@@ -154,7 +154,7 @@ void normalize(float* sum, const float* max, const float* m, const float* l,
 }
 
 constexpr TileKernel kTile = {DType::kF32, kWidth,       run_tile, pack_rows,
-                             pack_rows,   pack_queries, finish,   normalize};
+                              pack_rows,   pack_queries, finish,   normalize};
 
 }  // namespace
 }  // namespace sw::cpu

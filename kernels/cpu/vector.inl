@@ -60,7 +60,8 @@ inline Vec load_as_float(const void* data, DType dtype, std::int64_t index) {
 #ifdef __AVX512F__
   if (dtype == DType::kF16) {
     // The form with a mask, since GCC 12 warns of the plain one's undefined source (bug 105593).
-    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
+    return _mm512_maskz_cvtph_ps(0xffff,
+                                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
   }
 #endif
   const IntVec bits = __builtin_convertvector(*reinterpret_cast<const MemWordVec*>(words), IntVec);

@@ -18,7 +18,7 @@ import time
 try:
     import torch
 except ImportError:
-    sys.exit("error: this Python has no torch\nhint: pip install torch, in an environment of its own")
+    sys.exit("error: this Python has no torch\nhint: pip install torch, in its own environment")
 
 CASES = [  # tokens, query heads, KV heads, head dim
     (8192, 9, 3, 64),
@@ -87,7 +87,8 @@ def main():
                 rows.append((peer, dense, sparse))
             n, heads, _, dim = case
             best = [min(column) for column in zip(*rows)]
-            ratio = [statistics.median(r) for r in zip(*((p / d, d / s, p / s) for p, d, s in rows))]
+            ratios = [(p / d, d / s, p / s) for p, d, s in rows]
+            ratio = [statistics.median(column) for column in zip(*ratios)]
             name = f"{dtype} n{n} h{case[1]}/{case[2]} d{dim}"
             print(f"{name:>28} {isa:>12} {1e3 * best[0]:9.1f} {1e3 * best[1]:9.1f}"
                   f" {1e3 * best[2]:9.1f} {2 * n * (n + 1) * heads * dim / best[1] / 1e12:8.3f}"
