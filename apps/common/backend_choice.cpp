@@ -13,9 +13,9 @@
 
 namespace sw {
 
-std::unique_ptr<Backend> make_backend(const std::string& name) {
+std::unique_ptr<Backend> make_backend(const std::string& name, const std::string& cpu_isa) {
   if (name == "reference") return make_reference_backend();
-  if (name == "cpu" || name == "auto") return make_cpu_backend();
+  if (name == "cpu" || name == "auto") return make_cpu_backend(cpu_isa);
   if (name == "cuda") {
 #ifdef SW_WITH_CUDA
     return make_cuda_backend();
