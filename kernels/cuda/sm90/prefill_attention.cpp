@@ -50,14 +50,14 @@ CUtensorMap tensor_map(Element element, const HeadsPointer& x, int heads, std::i
   const std::array<cuuint32_t, 3> box = {64, kFine, 1};
   const std::array<cuuint32_t, 3> steps = {1, 1, 1};
   CUtensorMap map{};
-  const CUresult status = encode(
-      &map,
-      element == Element::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      3, const_cast<void*>(x.data), dims.data(), strides.data(), box.data(), steps.data(),
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      dim >= 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode(&map,
+             element == Element::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                       : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+             3, const_cast<void*>(x.data), dims.data(), strides.data(), box.data(), steps.data(),
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             dim >= 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw Error(ErrorKind::kResource, "the GPU driver refused a tensor map of " +
                                           std::to_string(heads) + " heads of " +
@@ -177,17 +177,15 @@ void launch_prefill_attention(const PrefillAttention& a, cudaStream_t stream) {
   p.rows_per_tile = p.heads_per_tile == 1 && rows_share ? 2 : 1;
   p.sets = static_cast<int>(ceil_div(p.group, p.heads_per_tile));
   p.first_fine = static_cast<int>(query_begin / (kFine * p.rows_per_tile)) * p.rows_per_tile;
-  p.tile_rows = static_cast<int>(
-      ceil_div(ceil_div(a.tokens, kFine) - p.first_fine, p.rows_per_tile));
-  const std::int64_t tiles =
-      static_cast<std::int64_t>(a.num_kv_heads) * p.sets * p.tile_rows;
+  p.tile_rows =
+      static_cast<int>(ceil_div(ceil_div(a.tokens, kFine) - p.first_fine, p.rows_per_tile));
+  const std::int64_t tiles = static_cast<std::int64_t>(a.num_kv_heads) * p.sets * p.tile_rows;
   if (tiles > std::numeric_limits<int>::max() / 2) {
     throw Error(ErrorKind::kUnsupported, "too many heads and tokens for one attention launch");
   }
   p.tiles = static_cast<int>(tiles);
 
-  const PrefillInstance instance =
-      instance_of(a, p.heads_per_tile * p.rows_per_tile, masked);
+  const PrefillInstance instance = instance_of(a, p.heads_per_tile * p.rows_per_tile, masked);
   int device = 0;
   int multiprocessors = 0;
   check(cudaGetDevice(&device), "query of the GPU");

@@ -9,7 +9,7 @@
 #include "kernels/cuda/sm90/ptx.cuh"
 
 /// Block-sparse flash attention for Hopper. A persistent CTA has one producer warp, which reads the
-/// lists of key blocks and starts the copies, and 1 or 2 consumer warpgroups with 64 query rows
+/// lists of key blocks and starts the copies, and 1, 2 or 4 consumer warpgroups with 64 query rows
 /// each. K and V tiles pass through one ring of shared-memory slots, in the order in which they are
 /// used: K0, K1, V0, K2, V1, ... A consumer issues the logits of step i before the product of the
 /// probabilities of step i-1 with V, so that the softmax of step i runs under that product.
@@ -18,14 +18,11 @@
 /// masked instances every step is masked, by the positions that the producer leaves in the slot.
 namespace sw::cuda::prefill {
 
-#ifndef SW_QREG
-#define SW_QREG 1
-#endif
-constexpr int kFine = 64;           // tokens of a fine block: rows of a warpgroup, rows of a copy
-constexpr int kPanelBytes = 8192;   // 64 rows of 64 columns
+constexpr int kFine = 64;          // tokens of a fine block: rows of a warpgroup, rows of a copy
+constexpr int kPanelBytes = 8192;  // 64 rows of 64 columns
 constexpr int kNowhere = INT_MAX / 2;  // position of keys that no query sees
-constexpr int kMaxShared = 232448;  // bytes that a CTA may have
-constexpr int kSharedOfTwo = 115712;  // and each of two on a multiprocessor
+constexpr int kMaxShared = 232448;     // bytes that a CTA may have
+constexpr int kSharedOfTwo = 115712;   // and each of two on a multiprocessor
 
 template <Element kElement>
 using Storage = std::conditional_t<kElement == Element::kBf16, __nv_bfloat16, __half>;
@@ -43,25 +40,27 @@ struct Config {
   static constexpr int slot_bytes = keys * kDim * 2;
   static constexpr int ctas = (kWarpgroups == 1 && kDim <= 128) ? 2 : 1;
   static constexpr int control_bytes = 1024;
-  static constexpr bool query_registers = SW_QREG && kDim <= 128 && kWarpgroups <= 2;
-  static constexpr int slots =
-      std::min(16, ((ctas == 2 ? kSharedOfTwo : kMaxShared) - control_bytes -
-                   kWarpgroups * query_bytes) /
-                      slot_bytes);
-  static constexpr int shared_bytes = kWarpgroups * query_bytes + slots * slot_bytes + control_bytes;
+  static constexpr int slots = std::min(
+      16, ((ctas == 2 ? kSharedOfTwo : kMaxShared) - control_bytes - kWarpgroups * query_bytes) /
+              slot_bytes);
+  static constexpr int shared_bytes =
+      kWarpgroups * query_bytes + slots * slot_bytes + control_bytes;
   static constexpr int threads = 128 * (kWarpgroups + 1);
   // What the launch gives to a thread, times the threads, is dealt out anew.
-  static constexpr int producer_registers =
-      kWarpgroups == 4 ? (kMasked ? 32 : 24) : ctas == 2 || kMasked ? 40 : 24;
-  static constexpr int consumer_registers =
-      kWarpgroups == 4 ? 112 : ctas == 2 ? 216 : kMasked ? 232 : 240;
+  static constexpr int producer_registers = kWarpgroups == 4       ? (kMasked ? 32 : 24)
+                                            : ctas == 2 || kMasked ? 40
+                                                                   : 24;
+  static constexpr int consumer_registers = kWarpgroups == 4 ? 112
+                                            : ctas == 2      ? 216
+                                            : kMasked        ? 232
+                                                             : 240;
 };
 
 /// What a consumer must know of a tile, written by the producer with the queries.
 struct Tile {
-  int head;  // of this warpgroup
-  int fine;  // fine block of the queries of this warpgroup
-  int steps;  // 0: no more tiles
+  int head;           // of this warpgroup
+  int fine;           // fine block of the queries of this warpgroup
+  int steps;          // 0: no more tiles
   int first_keys[2];  // positions of the fine blocks of the first step
 };
 
@@ -159,32 +158,34 @@ class KeyBlocks {
  public:
   __device__ KeyBlocks(const PrefillParams& p, int head, int fine, int lane)
       : per_block_(p.fine_per_block), diagonal_(fine), diagonals_(p.rows_per_tile) {
-    // Dense: all blocks are "the part of the own block before the diagonal".
-    int listed = 0;
+    // Dense: nothing is listed, and all blocks are those of the own block before the diagonal.
+    const std::int32_t* blocks = nullptr;
     if (p.row_begin != nullptr) {
       const int own = fine / per_block_;
-      const int row =
-          (head / p.heads_per_group) * p.selection_rows + own - p.first_row;
-      listed = p.row_count[row] - 1;
-      list_.open(p.blocks + p.row_begin[row], listed, lane);
+      const int row = (head / p.heads_per_group) * p.selection_rows + own - p.first_row;
+      const int listed = p.row_count[row] - 1;
+      blocks = p.blocks + p.row_begin[row];
+      list_.open(blocks, listed, lane);
+      listed_fine_ = listed * per_block_;
       own_begin_ = own * per_block_;
     }
-    listed_fine_ = listed * per_block_;
-    count_ = listed_fine_ + fine + diagonals_ - own_begin_;
-    if constexpr (kMasked) {
+    if constexpr (!kMasked) {
+      count_ = listed_fine_ + fine + diagonals_ - own_begin_;
+    } else {
+      // Blocks of the sink, of the window and the own block are all touched, kept or not; between
+      // sink and window the kept ones.
       const int first_query = max(fine * kFine, p.query_begin);
-      window_begin_ = p.token_window > 0 ? max(first_query - p.token_window + 1, 0) / kFine : fine;
-      window_begin_ = min(window_begin_, own_begin_);
+      const int window =
+          p.token_window > 0 ? max(first_query - p.token_window + 1, 0) / kFine : fine;
+      window_begin_ = min(window, own_begin_);
       sink_end_ = min((p.token_sink + kFine - 1) / kFine, window_begin_);
-      // Kept blocks between sink and window; sink, window and own blocks are all touched.
       int between = 0;
       for (int i = lane; i < listed_fine_; i += 32) {
-        const int f = p.blocks[p.row_begin[own_row(p, head)] + i / per_block_] * per_block_ +
-                      i % per_block_;
+        const int f = blocks[i / per_block_] * per_block_ + i % per_block_;
         between += f >= sink_end_ && f < window_begin_;
       }
-      count_ = __reduce_add_sync(0xffffffffu, between) + sink_end_ + fine + diagonals_ -
-               window_begin_;
+      count_ =
+          __reduce_add_sync(0xffffffffu, between) + sink_end_ + fine + diagonals_ - window_begin_;
     }
   }
 
@@ -212,10 +213,6 @@ class KeyBlocks {
   }
 
  private:
-  __device__ int own_row(const PrefillParams& p, int head) const {
-    return (head / p.heads_per_group) * p.selection_rows + diagonal_ / per_block_ - p.first_row;
-  }
-
   ListReader list_;
   int per_block_;
   int diagonal_;
@@ -373,9 +370,9 @@ struct RowState {
   float sum[2];        // of this thread's columns
 };
 
-/// Turns the logits of a step into probabilities relative to the largest logit so far. When that grew
-/// in any row of the warp, returns true, and what was accumulated before has to be multiplied by
-/// `factor`.
+/// Turns the logits of a step into probabilities relative to the largest logit so far. When that
+/// grew in any row of the warp, returns true, and what was accumulated before has to be multiplied
+/// by `factor`.
 template <class C>
 __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState& rows,
                              float (&factor)[2]) {
@@ -406,18 +403,22 @@ __device__ bool softmax_step(float (&s)[C::keys / 2], float scale_log2, RowState
       rows.sum[r] *= factor[r];
     }
   }
+  // Always true, which the assembler does not know: it would move the wait for the product with V,
+  // which follows, from behind the exponentials to before them, if they were one basic block.
+  if (scale_log2 > 0.0f) {
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float even = 0.0f;
-    float odd = 0.0f;
+    for (int r = 0; r < 2; ++r) {
+      float even = 0.0f;
+      float odd = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-      s[i + 2 * r] = exp2_hardware(fmaf(s[i + 2 * r], scale_log2, -rows.reference[r]));
-      s[i + 2 * r + 1] = exp2_hardware(fmaf(s[i + 2 * r + 1], scale_log2, -rows.reference[r]));
-      even += s[i + 2 * r];
-      odd += s[i + 2 * r + 1];
+      for (int i = 0; i < kCount; i += 4) {
+        s[i + 2 * r] = exp2_hardware(fmaf(s[i + 2 * r], scale_log2, -rows.reference[r]));
+        s[i + 2 * r + 1] = exp2_hardware(fmaf(s[i + 2 * r + 1], scale_log2, -rows.reference[r]));
+        even += s[i + 2 * r];
+        odd += s[i + 2 * r + 1];
+      }
+      rows.sum[r] += even + odd;
     }
-    rows.sum[r] += even + odd;
   }
   return grew;
 }
@@ -444,43 +445,16 @@ __device__ void pack_all(const float (&s)[C::keys / 2], std::uint32_t (&p)[C::ke
   }
 }
 
-/// The queries of a warpgroup: where they are in shared memory, or (where registers allow, which
-/// spares reading them again for every step) the fragments of this thread.
-template <class C>
-struct Queries {
-  std::uint64_t descriptor;
-  std::uint32_t fragments[C::query_registers ? C::dim / 16 : 1][4];
-
-  __device__ void load(std::uint32_t address, int warp) {
-    descriptor = ptx::matrix_descriptor(address);
-    if constexpr (C::query_registers) {
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-      const int row = warp * 16 + lane % 16;
-#pragma unroll
-      for (int k = 0; k < C::dim / 16; ++k) {
-        const int chunk = k % 4 * 2 + lane / 16;  // of 16 bytes, in the 128-byte swizzle
-        ptx::load_matrices(fragments[k], address + k / 4 * kPanelBytes + row * 128 +
-                                             (chunk ^ row % 8) * 16);
-      }
-    }
-  }
-};
-
 /// s = Q K^T of a slot, issued and committed.
 template <class C>
-__device__ void issue_logits(float (&s)[C::keys / 2], const Queries<C>& queries,
-                             std::uint64_t keys) {
+__device__ void issue_logits(float (&s)[C::keys / 2], std::uint64_t queries, std::uint64_t keys) {
 #pragma unroll
   for (int k = 0; k < C::dim / 16; ++k) {
     const int panel = k / 4;
     const int in_panel = k % 4 * 32;
-    const std::uint64_t b = keys + ((panel * C::halves * kPanelBytes + in_panel) >> 4);
-    if constexpr (C::query_registers) {
-      ptx::mma_registers<typename C::T, false>(s, queries.fragments[k], b, k > 0);
-    } else {
-      ptx::mma_shared<typename C::T>(
-          s, queries.descriptor + ((panel * kPanelBytes + in_panel) >> 4), b, k > 0);
-    }
+    ptx::mma_shared<typename C::T>(s, queries + ((panel * kPanelBytes + in_panel) >> 4),
+                                   keys + ((panel * C::halves * kPanelBytes + in_panel) >> 4),
+                                   k > 0);
   }
   ptx::mma_commit();
 }
@@ -491,7 +465,7 @@ __device__ void issue_values(float (&o)[C::dim / 2], const std::uint32_t (&p)[C:
                              std::uint64_t values) {
 #pragma unroll
   for (int k = 0; k < C::keys / 16; ++k) {
-    ptx::mma_registers<typename C::T, true>(o, p + 4 * k, values + ((k * 2048) >> 4), true);
+    ptx::mma_registers<typename C::T>(o, p + 4 * k, values + ((k * 2048) >> 4));
   }
   ptx::mma_commit();
 }
@@ -554,9 +528,9 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const bool leader = threadIdx.x % 32 == 0;
+  const std::uint64_t queries = ptx::matrix_descriptor(shared.queries + group * C::query_bytes);
   const std::uint64_t keys = ptx::matrix_descriptor(shared.slots);
-  const std::uint64_t values =
-      ptx::matrix_descriptor(shared.slots, C::halves * kPanelBytes);
+  const std::uint64_t values = ptx::matrix_descriptor(shared.slots, C::halves * kPanelBytes);
   const float scale_log2 = p.scale_log2;
   constexpr int kSlotStep = C::slot_bytes >> 4;
 
@@ -564,7 +538,6 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   float s[C::keys / 2];
   float o[C::dim / 2];
   std::uint32_t probabilities[C::keys / 4];
-  Queries<C> queries;
   const auto release = [&](int slot) {
     if constexpr (C::masked) __syncwarp();  // all lanes have read the slot's positions
     if (leader) ptx::barrier_arrive(shared.empty(slot));
@@ -578,9 +551,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     const Tile tile = shared.control->tile[group];
     const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);  // known to be the same in all lanes
     if (steps == 0) break;
-    queries.load(shared.queries + group * C::query_bytes, warp);
-    __syncwarp();  // all lanes have read
-    if (C::query_registers) release_queries();
+    __syncwarp();  // all lanes have read the tile before one of them releases it
     const int first_query = tile.fine * kFine + warp * 16;
     const auto mask_step = [&](int slot) {
       if constexpr (C::masked) {
@@ -593,8 +564,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
           kept[h] = entry.y != 0;
         }
         mask<C>(s, first_query, first_key, [&](int query, int key, int half) {
-          return key <= query &&
-                 (kept[half] || key > query - p.token_window || key < p.token_sink);
+          return key <= query && (kept[half] || key > query - p.token_window || key < p.token_sink);
         });
       }
     };
@@ -620,7 +590,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
     }
     release(ring.slot);
     ring.advance();
-    if (!C::query_registers && steps == 1) release_queries();
+    if (steps == 1) release_queries();
     softmax_step<C>(s, scale_log2, rows, factor);
     pack_all<C>(s, probabilities);
 
@@ -642,18 +612,13 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
       ptx::pin(s);
       mask_step(key_slot);
       release(key_slot);
-      if (!C::query_registers && i + 1 == steps) release_queries();
+      if (i + 1 == steps) release_queries();
       const bool grew = softmax_step<C>(s, scale_log2, rows, factor);
-      ptx::pin(s);
-      // The wait is in a block of its own: the assembler would move it ahead of the exponentials.
+      ptx::mma_wait<0>();
+      ptx::pin(o);
       if (grew) {
-        ptx::mma_wait<0>();
-        ptx::pin(o);
 #pragma unroll
         for (int j = 0; j < C::dim / 2; ++j) o[j] *= factor[j % 4 / 2];
-      } else {
-        ptx::mma_wait<0>();
-        ptx::pin(o);
       }
       ptx::pin(probabilities);
       release(value_slot);

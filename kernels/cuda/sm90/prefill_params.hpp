@@ -20,26 +20,26 @@ struct PrefillParams {
   void* out;
   std::int64_t out_head_stride;
   std::int64_t out_token_stride;
-  float* lse;                ///< [num_heads, queries] or null
-  float scale_log2;          ///< scale * log2(e)
+  float* lse;        ///< [num_heads, queries] or null
+  float scale_log2;  ///< scale * log2(e)
   int tokens;
-  int query_begin;           ///< position of the first query
-  int group;                 ///< query heads of a KV head
+  int query_begin;  ///< position of the first query
+  int group;        ///< query heads of a KV head
   int heads_per_tile;
   int rows_per_tile;
-  int sets;                  ///< tiles of a KV head and row
-  int first_fine;            ///< fine block of the first tile row
-  int tile_rows;             ///< tile rows of a head
+  int sets;        ///< tiles of a KV head and row
+  int first_fine;  ///< fine block of the first tile row
+  int tile_rows;   ///< tile rows of a head
   int tiles;
-  int* tile_counter;         ///< tiles given out beyond the first of each CTA
+  int* tile_counter;              ///< tiles given out beyond the first of each CTA
   const std::int64_t* row_begin;  ///< of the selection; null = dense
   const std::int32_t* row_count;
   const std::int32_t* blocks;
-  int heads_per_group;       ///< heads that share a row set
+  int heads_per_group;  ///< heads that share a row set
   int selection_rows;
   int first_row;
-  int fine_per_block;        ///< B / 64
-  int token_window;          ///< token-level parts, used by masked instances
+  int fine_per_block;  ///< B / 64
+  int token_window;    ///< token-level parts, used by masked instances
   int token_sink;
 };
 
@@ -50,7 +50,8 @@ struct PrefillInstance {
   void (*kernel)(PrefillParams);
 };
 
-/// The instance for 1, 2 or (head_dim 64 only) 4 consumer warpgroups; `masked` applies token-level parts.
+/// The instance for 1, 2 or (head_dim 64 only) 4 consumer warpgroups; `masked` applies token-level
+/// parts.
 template <Element kElement, int kDim>
 PrefillInstance prefill_instance(int warpgroups, bool masked);
 

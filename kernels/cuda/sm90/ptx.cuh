@@ -8,7 +8,8 @@
 
 /// Hopper's instructions that CUDA C++ has no words for: barriers in shared memory, the bulk tensor
 /// copy engine, warpgroup matrix products, register reallocation. Each function is one instruction
-/// (PTX ISA 8.x, sections "mbarrier", "cp.async.bulk.tensor", "wgmma" and "setmaxnreg"). Device only.
+/// (PTX ISA 8.x, sections "mbarrier", "cp.async.bulk.tensor", "wgmma" and "setmaxnreg"). Device
+/// only.
 namespace sw::cuda::ptx {
 
 __device__ inline std::uint32_t shared_address(const void* pointer) {
@@ -20,7 +21,7 @@ __device__ inline std::uint32_t shared_address(const void* pointer) {
 __device__ inline void barrier_init(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-/// Makes initialised barriers visible to the copy engine and to the other CTAs of a cluster.
+/// Makes initialised barriers visible to the copy engine.
 __device__ inline void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -65,14 +66,6 @@ __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ inline void load_matrices(std::uint32_t (&x)[4], std::uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(address)
-               : "memory");
-}
-
 // ---- registers
 
 template <int kCount>
@@ -86,13 +79,14 @@ __device__ inline void shrink_registers() {
 
 // ---- warpgroup matrix products
 
-/// Descriptor of a matrix in shared memory with rows of 128 bytes in the 128-byte swizzle. Groups of
-/// 8 rows lie 1024 bytes apart. `panel_bytes` is the distance of the next 64 columns: used where the
-/// columns are the outer dimension of the product (V), ignored elsewhere.
+/// Descriptor of a matrix in shared memory with rows of 128 bytes in the 128-byte swizzle. Groups
+/// of 8 rows lie 1024 bytes apart. `panel_bytes` is the distance of the next 64 columns: used where
+/// the columns are the outer dimension of the product (V), ignored elsewhere.
 __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address,
                                                   std::uint32_t panel_bytes = 16) {
   constexpr std::uint64_t kSwizzle128 = 1ull << 62;
   constexpr std::uint64_t kRowGroup = (1024ull >> 4) << 32;
+  // The high bits of an address are the number of the CTA in its cluster.
   return kSwizzle128 | kRowGroup | (static_cast<std::uint64_t>(panel_bytes >> 4) << 16) |
          ((address & 0x3ffff) >> 4);
 }
@@ -135,8 +129,8 @@ struct ElementName<__half> {
       "+f"(d[i + 6]), "+f"(d[i + 7])
 
 /// d = a b^T, or d += a b^T: [64, 2 count] += [64, 16] [2 count, 16]^T, both in shared memory with
-/// 16 columns contiguous. d is the fragment of the thread: of each 8 columns, 2 of row lane / 4, then
-/// 2 of row lane / 4 + 8.
+/// 16 columns contiguous. d is the fragment of the thread: of each 8 columns, 2 of row lane / 4,
+/// then 2 of row lane / 4 + 8.
 template <class T>
 __device__ inline void mma_shared(float (&d)[32], std::uint64_t a, std::uint64_t b, bool add) {
   asm volatile(
@@ -144,15 +138,12 @@ __device__ inline void mma_shared(float (&d)[32], std::uint64_t a, std::uint64_t
       ".reg .pred p;\n"
       "setp.ne.b32 p, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.%35.%35 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
       "}, %32, %33, p, 1, 1, 0, 0;\n"
       "}"
-        : SW_8F(d, 0),
-          SW_8F(d, 8),
-          SW_8F(d, 16),
-          SW_8F(d, 24)
-        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
+      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
 }
 template <class T>
 __device__ inline void mma_shared(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
@@ -161,105 +152,60 @@ __device__ inline void mma_shared(float (&d)[64], std::uint64_t a, std::uint64_t
       ".reg .pred p;\n"
       "setp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.%67.%67 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
       "}, %64, %65, p, 1, 1, 0, 0;\n"
       "}"
-        : SW_8F(d, 0),
-          SW_8F(d, 8),
-          SW_8F(d, 16),
-          SW_8F(d, 24),
-          SW_8F(d, 32),
-          SW_8F(d, 40),
-          SW_8F(d, 48),
-          SW_8F(d, 56)
-        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
+      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
+        SW_8F(d, 48), SW_8F(d, 56)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
 }
 
-/// The same with a in registers, 4 of the thread: the fragment of the accumulator, packed. b is
-/// [2 count, 16] as above or, where `kTransposed`, [16, 2 count] with the 2 count columns contiguous.
-template <class T, bool kTransposed>
-__device__ inline void mma_registers(float (&d)[32], const std::uint32_t* a, std::uint64_t b,
-                                     bool add) {
+/// d += a b: [64, 2 count] += [64, 16] [16, 2 count], a in registers (the fragment of the
+/// accumulator of `mma_shared`, packed), b in shared memory with the 2 count columns contiguous.
+template <class T>
+__device__ inline void mma_registers(float (&d)[32], const std::uint32_t* a, std::uint64_t b) {
   asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%39.%39 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n"
-      "}"
-        : SW_8F(d, 0),
-          SW_8F(d, 8),
-          SW_8F(d, 16),
-          SW_8F(d, 24)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
-          "n"(kTransposed ? 1 : 0), "C"(ElementName<T>::kText));
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%37.%37 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
 }
-template <class T, bool kTransposed>
-__device__ inline void mma_registers(float (&d)[64], const std::uint32_t* a, std::uint64_t b,
-                                     bool add) {
+template <class T>
+__device__ inline void mma_registers(float (&d)[64], const std::uint32_t* a, std::uint64_t b) {
   asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%71.%71 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n"
-      "}"
-        : SW_8F(d, 0),
-          SW_8F(d, 8),
-          SW_8F(d, 16),
-          SW_8F(d, 24),
-          SW_8F(d, 32),
-          SW_8F(d, 40),
-          SW_8F(d, 48),
-          SW_8F(d, 56)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
-          "n"(kTransposed ? 1 : 0), "C"(ElementName<T>::kText));
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%69.%69 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
+        SW_8F(d, 48), SW_8F(d, 56)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
 }
-template <class T, bool kTransposed>
-__device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, std::uint64_t b,
-                                     bool add) {
+template <class T>
+__device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, std::uint64_t b) {
   asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %133, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%135.%135 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-      "}, {%128, %129, %130, %131}, %132, p, 1, 1, %134;\n"
-      "}"
-        : SW_8F(d, 0),
-          SW_8F(d, 8),
-          SW_8F(d, 16),
-          SW_8F(d, 24),
-          SW_8F(d, 32),
-          SW_8F(d, 40),
-          SW_8F(d, 48),
-          SW_8F(d, 56),
-          SW_8F(d, 64),
-          SW_8F(d, 72),
-          SW_8F(d, 80),
-          SW_8F(d, 88),
-          SW_8F(d, 96),
-          SW_8F(d, 104),
-          SW_8F(d, 112),
-          SW_8F(d, 120)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)),
-          "n"(kTransposed ? 1 : 0), "C"(ElementName<T>::kText));
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%133.%133 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127"
+      "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;\n"
+      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
+        SW_8F(d, 48), SW_8F(d, 56), SW_8F(d, 64), SW_8F(d, 72), SW_8F(d, 80), SW_8F(d, 88),
+        SW_8F(d, 96), SW_8F(d, 104), SW_8F(d, 112), SW_8F(d, 120)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
 }
 #undef SW_8F
 

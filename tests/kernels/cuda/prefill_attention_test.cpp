@@ -1,5 +1,5 @@
-// The Hopper prefill kernel against the fp64 reference, on sampled queries: its error must be that of
-// any flash attention with probabilities rounded to the element type, which is emulated here.
+// The Hopper prefill kernel against the fp64 reference, on sampled queries: its error must be that
+// of any flash attention with probabilities rounded to the element type, which is emulated here.
 #include "kernels/cuda/sm90/prefill_attention.hpp"
 
 #include <gtest/gtest.h>
@@ -29,9 +29,9 @@ struct Case {
   std::int64_t queries = 300;
   std::int64_t tokens = 300;
   int block = 64;
-  int groups = 1;            // 0 = dense
-  double density = 0.3;      // of the blocks before the diagonal; 0 = diagonal only
-  std::int64_t window = 0;   // token-level parts
+  int groups = 1;           // 0 = dense
+  double density = 0.3;     // of the blocks before the diagonal; 0 = diagonal only
+  std::int64_t window = 0;  // token-level parts
   std::int64_t sink = 0;
   double amplitude = 1.0;    // of q and k
   bool token_major = false;  // [tokens, heads, dim] in memory
@@ -69,9 +69,7 @@ class Tensor {
     device_ = DeviceBuffer<std::uint16_t>(std::span<const std::uint16_t>(host_));
   }
   const HeadsView& view() const { return view_; }
-  HeadsPointer pointer() const {
-    return {device_.data(), view_.head_stride, view_.token_stride};
-  }
+  HeadsPointer pointer() const { return {device_.data(), view_.head_stride, view_.token_stride}; }
 
  private:
   HeadsView view_;
@@ -139,9 +137,9 @@ float round_to(Element element, float x) {
   return element == Element::kBf16 ? to_float(to_bf16(x)) : to_float(to_f16(x));
 }
 
-/// Flash attention of a problem with one head and one query as a plain kernel computes it: f32 logits
-/// and sums, exponentials by one multiply-add and exp2, probabilities rounded to the element type for
-/// the product with V.
+/// Flash attention of a problem with one head and one query as a plain kernel computes it: f32
+/// logits and sums, exponentials by one multiply-add and exp2, probabilities rounded to the element
+/// type for the product with V.
 std::vector<float> emulate(const Case& c, const AttentionProblem& one, const BlockSelection& row) {
   const std::int64_t p = one.query_begin();
   const auto kept = row.blocks(0, 0);
@@ -263,13 +261,12 @@ void check_case(const Case& c) {
     const std::int64_t kv = h / problem.group();
     // The query alone, at the end of the context that it sees.
     const std::int64_t p = begin + query;
-    const AttentionProblem one{
-        q.view().heads_slice(h, h + 1).tokens_slice(query, query + 1),
-        k.view().heads_slice(kv, kv + 1).tokens_slice(0, p + 1),
-        v.view().heads_slice(kv, kv + 1).tokens_slice(0, p + 1)};
+    const AttentionProblem one{q.view().heads_slice(h, h + 1).tokens_slice(query, query + 1),
+                               k.view().heads_slice(kv, kv + 1).tokens_slice(0, p + 1),
+                               v.view().heads_slice(kv, kv + 1).tokens_slice(0, p + 1)};
     BlockSelection row(one.geometry(c.block), 1);
-    const auto blocks = selection.blocks(selection.group_of_head(h, c.heads),
-                                         p / c.block - geometry.first_row());
+    const auto blocks =
+        selection.blocks(selection.group_of_head(h, c.heads), p / c.block - geometry.first_row());
     row.append_row(blocks, std::vector<Part>(blocks.size(), Part::kScored));
     row.set_token_parts(c.window, c.sink);
     AttentionOutput expected;
@@ -284,8 +281,9 @@ void check_case(const Case& c) {
       sum.emulated += (flash[j] - w) * (flash[j] - w);
       sum.norm += w * w;
     }
-    // A dot product of f32 terms errs by at most dim * 2^-24 of the sum of their magnitudes, and the
-    // matrix unit truncates where f32 rounds, hence twice that; exponentials and their sums err by 2^-20.
+    // A dot product of f32 terms errs by at most dim * 2^-24 of the sum of their magnitudes, and
+    // the matrix unit truncates where f32 rounds, hence twice that; exponentials and their sums err
+    // by 2^-20.
     double largest = 0.0;
     std::vector<float> x(static_cast<std::size_t>(c.dim));
     std::vector<float> y(static_cast<std::size_t>(c.dim));
@@ -404,9 +402,9 @@ TEST(PrefillAttention, TokenLevelParts) {
   for (const int dim : {64, 128, 256}) {
     for (const int group : {1, 2, 4}) {
       for (const int block : {64, 128}) {
-        for (const Parts& parts : {Parts{1, 1, 0.3}, Parts{64, 0, 0.0}, Parts{0, 70, 0.3},
-                                   Parts{100, 130, 0.3}, Parts{333, 400, 0.1}, Parts{0, 1, 0.0},
-                                   Parts{5000, 5000, 0.2}}) {
+        for (const Parts& parts :
+             {Parts{1, 1, 0.3}, Parts{64, 0, 0.0}, Parts{0, 70, 0.3}, Parts{100, 130, 0.3},
+              Parts{333, 400, 0.1}, Parts{0, 1, 0.0}, Parts{5000, 5000, 0.2}}) {
           Case c;
           c.element = seed % 2 == 0 ? Element::kBf16 : Element::kF16;
           c.dim = dim;
