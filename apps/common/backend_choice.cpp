@@ -7,17 +7,22 @@
 #include "kernels/cpu/backend.hpp"
 #include "kernels/reference/backend.hpp"
 #ifdef SW_WITH_CUDA
+#include "kernels/cuda/backend.hpp"
 #include "kernels/cuda/common/device.hpp"
 #endif
 
 namespace sw {
 
-std::unique_ptr<Backend> make_backend(const std::string& name) {
+std::unique_ptr<Backend> make_backend(const std::string& name, const std::string& cpu_isa) {
   if (name == "reference") return make_reference_backend();
-  if (name == "cpu" || name == "auto") return make_cpu_backend();
+  if (name == "cpu" || name == "auto") return make_cpu_backend(cpu_isa);
   if (name == "cuda") {
-    throw Error(ErrorKind::kUnsupported, "this build has no CUDA attention kernels",
-                "use --backend cpu");
+#ifdef SW_WITH_CUDA
+    return make_cuda_backend();
+#else
+    throw Error(ErrorKind::kUnsupported, "this build has no CUDA kernels",
+                "use --backend cpu, or build with the CUDA Toolkit");
+#endif
   }
   throw Error(ErrorKind::kUsage, "unknown backend '" + name + "'",
               "known: auto, reference, cpu, cuda");

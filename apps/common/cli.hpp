@@ -15,6 +15,7 @@ struct CommonOptions {
   int threads = 0;  ///< set before the command runs; never 0 then
   std::uint64_t seed = 0;
   std::string backend = "auto";  ///< auto, reference, cpu or cuda
+  std::string cpu_isa = "auto";  ///< what the CPU backend is to use, instead of the widest
   bool force = false;            ///< replace existing output
   bool quiet = false;            ///< no progress on stderr
 };

@@ -177,7 +177,7 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
   { const PendingFile checked(paths.json, common.force); }
   const std::vector<Arm> arms = make_arms(options, common.seed);
   const std::vector<Task> tasks = open_tasks(options);
-  const auto backend = make_backend(common.backend);
+  const auto backend = make_backend(common.backend, common.cpu_isa);
   const auto checkpoint = Checkpoint::open(options.model);
   const ModelConfig& config = checkpoint->config();
   const Tokenizer tokenizer = checkpoint->tokenizer();

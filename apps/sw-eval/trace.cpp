@@ -112,7 +112,7 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
   const auto policies = make_policies(options.methods, common.seed);
   std::vector<Gate> gates;
   for (const std::string& text : options.fail_if) gates.push_back(Gate::parse(text));
-  const auto backend = make_backend(common.backend);
+  const auto backend = make_backend(common.backend, common.cpu_isa);
   const ReportPaths paths = report_paths(options.output);
   if (!options.output.empty()) check_report_paths(paths, common.force);
   std::vector<TraceReader> traces;

@@ -53,7 +53,7 @@ class CpuProfile {
       : options_(options),
         seed_(common.seed),
         report_(report),
-        backend_(make_backend(common.backend)),
+        backend_(make_backend(common.backend, common.cpu_isa)),
         policy_(make_policy(options.method, common.seed)) {}
 
   const Backend& backend() const { return *backend_; }

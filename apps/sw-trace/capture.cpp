@@ -322,7 +322,7 @@ int run_capture(CaptureCommand command, const CommonOptions& common) {
   options.compute = parse_dtype(command.compute);
   options.write.force = common.force;
   options.quiet = common.quiet;
-  const auto backend = make_backend(common.backend);
+  const auto backend = make_backend(common.backend, common.cpu_isa);
   const CaptureResult result = capture(options, *backend);
   const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
   print_result(options, result, passed.count());

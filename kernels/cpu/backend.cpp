@@ -7,9 +7,11 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "kernels/cpu/decode_attention.hpp"
+#include "kernels/cpu/isa.hpp"
 #include "kernels/cpu/row_attention.hpp"
-#include "kernels/cpu/tile.hpp"
 #include "kernels/cpu/transition.hpp"
+#include "kernels/cpu/walk.hpp"
 
 namespace sw {
 namespace {
@@ -24,11 +26,13 @@ struct WorkItem {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const cpu::TileKernel& kernel) : kernel_(kernel) {}
+  explicit CpuBackend(const cpu::Isa& isa) : isa_(isa) {}
 
   std::string name() const override { return "cpu"; }
   std::string detail() const override {
-    return std::string(kernel_.isa) + ", f32, " + std::to_string(num_threads()) + " threads";
+    return std::string(isa_.name) + ", f32" +
+           (isa_.bf16_tile != nullptr ? " (products of bf16 tensors: bf16), " : ", ") +
+           std::to_string(num_threads()) + " threads";
   }
   std::optional<std::string> unsupported(const AttentionProblem& problem) const override {
     if (problem.tokens() >= std::int64_t{1} << 31) return "more than 2^31 - 1 tokens";
@@ -46,14 +50,21 @@ class CpuBackend final : public Backend {
   }
   Matrix transition(const AttentionProblem& problem, const SketchParams& params,
                     StageTimes* times) const override {
-    return cpu::transition(problem, params, times, kernel_);
+    return cpu::transition(problem, params, times, isa_);
+  }
+  Matrix damped_walk(const Matrix& a, const Matrix* previous, double damping,
+                     std::int64_t degree) const override {
+    return cpu::damped_walk(a, previous, damping, degree, *isa_.scores);
+  }
+  Matrix product_walk(const Matrix& a, const Matrix* previous) const override {
+    return cpu::product_walk(a, previous, *isa_.scores);
   }
 
  private:
   void run(const AttentionProblem& problem, const BlockSelection& selection,
            AttentionOutput& output, BlockMass* mass) const;
 
-  const cpu::TileKernel& kernel_;
+  const cpu::Isa& isa_;
 };
 
 /// The key ranges of one row: kept blocks, and blocks that token-level parts reach into.
@@ -76,6 +87,9 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
                      AttentionOutput& output, BlockMass* mass) const {
   problem.validate();
   output.reserve(problem);
+  if (problem.queries() == 1) {
+    return cpu::attend_one_query(problem, selection, isa_, output, mass);
+  }
   const BlockGeometry& g = selection.geometry();
   const std::int64_t queries = problem.queries();
   const std::int64_t heads_per_set = problem.num_heads() / selection.groups();
@@ -92,7 +106,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
                    [](const WorkItem& a, const WorkItem& b) { return a.blocks > b.blocks; });
 
   std::vector<cpu::RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                            cpu::RowAttention(kernel_));
+                                            cpu::RowAttention(isa_.tile(problem)));
   parallel_for(static_cast<std::int64_t>(items.size()), [&](std::int64_t index, int thread) {
     const WorkItem& item = items[static_cast<std::size_t>(index)];
     cpu::RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
@@ -100,13 +114,10 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
     const std::int64_t count = g.row_end(item.row) - begin;
     rows.begin(item.head_end - item.head_begin, count, problem.head_dim(), problem.scale());
     rows.set_token_parts(selection.token_window(), selection.token_sink());
-    if (mass != nullptr) rows.want_masses(mass->cols);
-    std::vector<float> q(static_cast<std::size_t>(problem.head_dim()));
+    if (mass != nullptr) rows.want_masses();
+    const std::int64_t first = begin - problem.query_begin();
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        problem.q.load_row(h, begin + i - problem.query_begin(), q.data());
-        rows.set_query(h - item.head_begin, i, q.data(), begin + i);
-      }
+      rows.set_queries(h - item.head_begin, problem.q, h, first, begin);
     }
     const std::int64_t kv_head = item.head_begin / problem.group();
     for (const cpu::KeyRange& keys :
@@ -114,14 +125,11 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
       rows.visit(problem.k, problem.v, kv_head, keys);
     }
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t t = begin + i - problem.query_begin();
-        output.lse[static_cast<std::size_t>(h * queries + t)] =
-            rows.finish(h - item.head_begin, i, output.out.row<float>(h, t));
-      }
+      rows.finish(h - item.head_begin, output.out.row<float>(h, first),
+                  output.lse.data() + h * queries + first);
       if (mass == nullptr) continue;
       std::vector<double> sum(static_cast<std::size_t>(mass->cols), 0.0);
-      rows.add_masses(h - item.head_begin, sum);
+      rows.add_masses(h - item.head_begin, 0, count, sum);
       const std::span<float> row = mass->row(h, item.row);
       for (std::size_t j = 0; j < row.size(); ++j) {
         row[j] = static_cast<float>(sum[j] / static_cast<double>(count));
@@ -133,7 +141,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
 }  // namespace
 
 std::unique_ptr<Backend> make_cpu_backend(std::string_view isa) {
-  return std::make_unique<CpuBackend>(cpu::find_tile_kernel(isa));
+  return std::make_unique<CpuBackend>(cpu::find_isa(isa));
 }
 
 }  // namespace sw

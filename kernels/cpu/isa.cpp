@@ -1,41 +1,66 @@
+#include "kernels/cpu/isa.hpp"
+
 #include <string>
 
 #include "core/error.hpp"
 #include "core/text.hpp"
-#include "kernels/cpu/tile.hpp"
 
 namespace sw::cpu {
+namespace {
 
-std::vector<const TileKernel*> available_tile_kernels() {
-  std::vector<const TileKernel*> kernels;
+std::vector<Isa> detect() {
+  std::vector<Isa> isas;
 #ifdef SW_CPU_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    kernels.push_back(&avx512_tile_kernel());
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+    isas.push_back({"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile, &kAvx512Decode,
+                    &kAvx512Bf16Decode, &kAvx512Scores});
   }
+  if (avx512)
+    isas.push_back({"avx512", &kAvx512Tile, nullptr, &kAvx512Decode, nullptr, &kAvx512Scores});
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    kernels.push_back(&avx2_tile_kernel());
+    isas.push_back({"avx2", &kAvx2Tile, nullptr, &kAvx2Decode, nullptr, &kAvx2Scores});
   }
 #endif
-  kernels.push_back(&portable_tile_kernel());
-  return kernels;
+  isas.push_back(
+      {"portable", &kPortableTile, nullptr, &kPortableDecode, nullptr, &kPortableScores});
+  return isas;
 }
 
-const TileKernel& find_tile_kernel(std::string_view isa) {
-  const std::vector<const TileKernel*> kernels = available_tile_kernels();
-  if (isa == "auto") return *kernels.front();
-  for (const TileKernel* kernel : kernels) {
-    if (kernel->isa == isa) return *kernel;
+bool all_bf16(const AttentionProblem& p) {
+  return p.q.dtype == DType::kBf16 && p.k.dtype == DType::kBf16 && p.v.dtype == DType::kBf16;
+}
+
+}  // namespace
+
+const TileKernel& Isa::tile(const AttentionProblem& problem) const {
+  return bf16_tile != nullptr && all_bf16(problem) ? *bf16_tile : *f32_tile;
+}
+
+const DecodeKernel& Isa::decode(const AttentionProblem& problem) const {
+  return bf16_decode != nullptr && all_bf16(problem) ? *bf16_decode : *f32_decode;
+}
+
+const std::vector<Isa>& available_isas() {
+  static const std::vector<Isa> isas = detect();
+  return isas;
+}
+
+const Isa& find_isa(std::string_view name) {
+  if (name == "auto") return available_isas().front();
+  for (const Isa& isa : available_isas()) {
+    if (isa.name == name) return isa;
   }
-  const std::vector<std::string> names = {"avx512", "avx2", "portable"};
-  for (const std::string& name : names) {
-    if (name == isa) {
-      throw Error(ErrorKind::kUnsupported, "this CPU does not run " + name, "use auto");
+  const std::vector<std::string> names = {"avx512_bf16", "avx512", "avx2", "portable"};
+  for (const std::string& known : names) {
+    if (known == name) {
+      throw Error(ErrorKind::kUnsupported, "this CPU does not run " + known, "use auto");
     }
   }
-  throw Error(ErrorKind::kUsage, "unknown instruction set '" + std::string(isa) + "'",
-              suggestion(isa, names));
+  throw Error(ErrorKind::kUsage, "unknown instruction set '" + std::string(name) + "'",
+              suggestion(name, names));
 }
 
 }  // namespace sw::cpu

@@ -1,44 +1,10 @@
-// Body of the tile kernel, included once by each tile_<isa>.cpp with SW_VECTOR_BYTES (width of a
-// vector), SW_ROWS (keys or output dims of a register block) and SW_VECTORS (vectors of lanes of a
-// register block) set. Nothing here may be shared between translation units: everything is in an
-// unnamed namespace, and no inline function of a library is called, so that no code compiled for
-// one instruction set can end up in another one's path.
+// Body of the f32 tile kernel, included once by each tile_<isa>.cpp, with SW_ROWS
+// (keys or output dims of a register block) and SW_VECTORS (vectors of lanes of a register block)
+// set.
+#include "kernels/cpu/vector.inl"
 
 namespace sw::cpu {
 namespace {
-
-constexpr int kWidth = SW_VECTOR_BYTES / 4;
-typedef float Vec __attribute__((vector_size(SW_VECTOR_BYTES)));
-typedef std::int32_t IntVec __attribute__((vector_size(SW_VECTOR_BYTES)));
-// What is loaded from and stored to memory may alias other types and need not be aligned.
-typedef float MemVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
-typedef std::int32_t MemIntVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(4), may_alias));
-
-inline Vec load(const float* p) { return *reinterpret_cast<const MemVec*>(p); }
-inline IntVec load(const std::int32_t* p) { return *reinterpret_cast<const MemIntVec*>(p); }
-inline void store(float* p, Vec x) { *reinterpret_cast<MemVec*>(p) = x; }
-inline Vec broadcast(float x) { return Vec{} + x; }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-
-constexpr float kInfinity = __builtin_inff();
-
-/// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126 (and at -infinity).
-inline Vec exp2_nonpositive(Vec x) {
-  const Vec clamped = max(x, broadcast(-126.0f));
-  const Vec shifted = clamped + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-  const Vec f = clamped - (shifted - 12582912.0f);
-  // Taylor series of 2^f on [-1/2, 1/2]: ln(2)^k / k!.
-  Vec y = broadcast(1.54035304e-4f);
-  y = y * f + 1.33335581e-3f;
-  y = y * f + 9.61812911e-3f;
-  y = y * f + 5.55041087e-2f;
-  y = y * f + 2.40226507e-1f;
-  y = y * f + 6.93147181e-1f;
-  y = y * f + 1.0f;
-  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
-  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(y) + exponent);
-  return x < -126.0f ? Vec{} : result;
-}
 
 /// c[i][lane] (+)= sum over j < depth of a[i * a_row + j * a_step] * b[j][lane] for i < Rows and
 /// Vectors vectors of lanes: one register block. b and c have rows of kLanes.
@@ -109,21 +75,23 @@ inline void apply_mask(const Tile& t) {
 }
 
 void run_tile(const Tile& t) {
+  const auto* v = static_cast<const float*>(t.v);
   // Logits, transposed: s[key][lane].
-  multiply<false>(t.k, t.dim, 1, t.qt, t.s, t.keys, t.dim, t.lanes);
+  multiply<false>(static_cast<const float*>(t.k), t.dim, 1, static_cast<const float*>(t.qt), t.s,
+                  t.keys, t.dim, t.lanes);
   if (t.mask != Mask::kNone) apply_mask(t);
 
   for (int lane = 0; lane < t.lanes; lane += kWidth) {
     Vec largest = load(t.s + lane);
     for (int i = 1; i < t.keys; ++i) largest = max(largest, load(t.s + i * kLanes + lane));
     const Vec old_max = load(t.m + lane);
-    const Vec new_max = max(old_max, largest);
+    const Vec new_max = max(old_max, largest * t.scale);
     // A lane that has seen no key yet has maximum -infinity; 0 keeps the differences defined.
     const Vec base = new_max == -kInfinity ? Vec{} : new_max;
     Vec sum = Vec{};
     for (int i = 0; i < t.keys; ++i) {
       float* s = t.s + i * kLanes + lane;
-      const Vec p = exp2_nonpositive(load(s) - base);
+      const Vec p = exp2_nonpositive(load(s) * t.scale - base);
       store(s, p);
       sum += p;
     }
@@ -134,7 +102,7 @@ void run_tile(const Tile& t) {
       store(t.tile_sum + lane, sum);
       store(t.tile_max + lane, base);
     }
-    if (t.v == nullptr) continue;
+    if (v == nullptr) continue;
     bool changed = false;
     for (int x = 0; x < kWidth; ++x) changed |= rescale[x] != 1.0f;
     if (!changed) continue;
@@ -144,17 +112,49 @@ void run_tile(const Tile& t) {
     }
   }
   // Output, transposed: ot[dim][lane] += v^T p.
-  if (t.v != nullptr) multiply<true>(t.v, 1, t.dim, t.s, t.ot, t.dim, t.keys, t.lanes);
+  if (v != nullptr) multiply<true>(v, 1, t.dim, t.s, t.ot, t.dim, t.keys, t.lanes);
 }
 
-void normalize_masses(float* sum, const float* max, const float* m, const float* l,
-                      std::int64_t count) {
+/// [count][dim] as f32.
+void pack_rows(const TokenRows& rows, void* to) {
+  for (int i = 0; i < rows.count; ++i) {
+    float* out = static_cast<float*>(to) + static_cast<std::int64_t>(i) * rows.dim;
+    int j = 0;
+    for (; j + kWidth <= rows.dim; j += kWidth) {
+      store(out + j, load_as_float(rows.data, rows.dtype, i * rows.stride + j));
+    }
+    for (; j < rows.dim; ++j) {
+      out[j] = element_as_float(rows.data, rows.dtype, i * rows.stride + j);
+    }
+  }
+}
+
+void pack_queries(const TokenRows& rows, std::int32_t lane, void* qt) {
+  for (int i = 0; i < rows.count; ++i) {
+    float* column = static_cast<float*>(qt) + lane + i;
+    for (int j = 0; j < rows.dim; ++j)
+      column[j * kLanes] = element_as_float(rows.data, rows.dtype, i * rows.stride + j);
+  }
+}
+
+void finish(const float* ot, const float* l, std::int32_t lane, std::int32_t count,
+            std::int32_t dim, float* out) {
+  for (int i = lane; i < lane + count; ++i, out += dim) {
+    const float inverse = l[i] > 0.0f ? 1.0f / l[i] : 0.0f;
+    for (int j = 0; j < dim; ++j) out[j] = ot[j * kLanes + i] * inverse;
+  }
+}
+
+void normalize(float* sum, const float* max, const float* m, const float* l, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += kWidth) {
     const Vec total = load(l + i);
     const Vec share = load(sum + i) * exp2_nonpositive(load(max + i) - load(m + i)) / total;
     store(sum + i, total == Vec{} ? Vec{} : share);
   }
 }
+
+constexpr TileKernel kTile = {DType::kF32, kWidth,       run_tile, pack_rows,
+                              pack_rows,   pack_queries, finish,   normalize};
 
 }  // namespace
 }  // namespace sw::cpu

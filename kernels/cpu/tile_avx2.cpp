@@ -7,9 +7,6 @@
 
 namespace sw::cpu {
 
-const TileKernel& avx2_tile_kernel() {
-  static constexpr TileKernel kKernel = {"avx2", kWidth, run_tile, normalize_masses};
-  return kKernel;
-}
+const TileKernel kAvx2Tile = kTile;
 
 }  // namespace sw::cpu

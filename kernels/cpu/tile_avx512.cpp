@@ -7,9 +7,6 @@
 
 namespace sw::cpu {
 
-const TileKernel& avx512_tile_kernel() {
-  static constexpr TileKernel kKernel = {"avx512", kWidth, run_tile, normalize_masses};
-  return kKernel;
-}
+const TileKernel kAvx512Tile = kTile;
 
 }  // namespace sw::cpu

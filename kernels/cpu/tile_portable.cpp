@@ -7,9 +7,6 @@
 
 namespace sw::cpu {
 
-const TileKernel& portable_tile_kernel() {
-  static constexpr TileKernel kKernel = {"portable", kWidth, run_tile, normalize_masses};
-  return kKernel;
-}
+const TileKernel kPortableTile = kTile;
 
 }  // namespace sw::cpu

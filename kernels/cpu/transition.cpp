@@ -26,7 +26,7 @@ struct Pooled {
   }
 };
 
-Pooled pool(const HeadsView& x, std::int64_t size, bool partial_mean) {
+Pooled pool(const HeadsView& x, std::int64_t size, bool partial_mean, const ScoreKernel& kernel) {
   Pooled pooled{x.heads, (x.tokens + size - 1) / size, x.dim, {}};
   pooled.values.assign(static_cast<std::size_t>(pooled.heads * pooled.count * pooled.dim), 0.0);
   parallel_for(pooled.heads * pooled.count, [&](std::int64_t index, int) {
@@ -34,11 +34,9 @@ Pooled pool(const HeadsView& x, std::int64_t size, bool partial_mean) {
     const std::int64_t begin = index % pooled.count * size;
     const std::int64_t end = std::min(begin + size, x.tokens);
     double* mean = pooled.row(h, index % pooled.count);
-    std::vector<float> row(static_cast<std::size_t>(x.dim));
-    for (std::int64_t t = begin; t < end; ++t) {
-      x.load_row(h, t, row.data());
-      for (std::int64_t j = 0; j < x.dim; ++j) mean[j] += row[static_cast<std::size_t>(j)];
-    }
+    kernel.add_rows({x.row(h, begin), x.dtype, x.token_stride,
+                     static_cast<std::int32_t>(end - begin), static_cast<std::int32_t>(x.dim)},
+                    mean);
     const auto divisor = static_cast<double>(partial_mean ? end - begin : size);
     for (std::int64_t j = 0; j < x.dim; ++j) mean[j] /= divisor;
   });
@@ -76,32 +74,50 @@ Pooled transpose(const Pooled& x) {
 }
 
 /// Sum over heads and pooled queries of the softmax rows, one key for each block.
-Matrix block_probabilities(const Pooled& q, const Pooled& k, double scale, bool causal,
-                           std::int64_t queries_per_block, std::int64_t b) {
+Matrix block_probabilities(Pooled& q, const Pooled& k, double scale, bool causal,
+                           std::int64_t queries_per_block, std::int64_t b,
+                           const ScoreKernel& kernel) {
+  constexpr std::int64_t kBlockRows = 16;  // of one thread at a time
+  for (double& x : q.values) x *= scale;
   const Pooled kt = transpose(k);
   Matrix sum(b, b);
-  parallel_for(b, [&](std::int64_t i, int) {
-    const std::int64_t visible = causal ? i + 1 : b;
-    const std::int64_t end = std::min((i + 1) * queries_per_block, q.count);
-    std::vector<double> p(static_cast<std::size_t>(visible));
+  const std::int64_t chunks = (b + kBlockRows - 1) / kBlockRows;
+  // Later rows are the longer ones when the sketch is causal.
+  parallel_for(chunks, [&](std::int64_t index, int) {
+    const std::int64_t begin = (chunks - 1 - index) * kBlockRows;
+    const std::int64_t end = std::min(begin + kBlockRows, b);
+    const std::int64_t first = begin * queries_per_block;
+    const std::int64_t count = std::min(end * queries_per_block, q.count) - first;
+    const std::int64_t cols = causal ? end : b;
+    std::vector<double> p(static_cast<std::size_t>(count * cols));
     for (std::int64_t h = 0; h < q.heads; ++h) {
       const std::int64_t g = h * k.heads / q.heads;
-      for (std::int64_t u = i * queries_per_block; u < end; ++u) {
-        std::fill(p.begin(), p.end(), 0.0);
-        const double* query = q.row(h, u);
-        for (std::int64_t j = 0; j < q.dim; ++j) {
-          const double factor = scale * query[j];
-          const double* keys = kt.row(g, j);
-          for (std::int64_t v = 0; v < visible; ++v) p[v] += factor * keys[v];
-        }
-        const double largest = *std::max_element(p.begin(), p.end());
-        double total = 0.0;
-        for (double& x : p) total += x = std::exp(x - largest);
-        for (std::int64_t v = 0; v < visible; ++v) sum(i, v) += p[v] / total;
+      kernel.multiply({q.row(h, first), q.dim}, {kt.row(g, 0), kt.dim}, count, q.dim, cols,
+                      p.data(), cols);
+      for (std::int64_t u = 0; u < count; ++u) {
+        const std::int64_t i = (first + u) / queries_per_block;
+        const std::int64_t visible = causal ? i + 1 : b;
+        double* row = p.data() + u * cols;
+        const double total =
+            kernel.exponentials(row, visible, *std::max_element(row, row + visible));
+        double* to = sum.row(i).data();
+        for (std::int64_t v = 0; v < visible; ++v) to[v] += row[v] / total;
       }
     }
   });
   return sum;
+}
+
+/// x^exponent, by multiplications where the exponent is a small integer.
+double power(double x, double exponent) {
+  if (exponent != std::floor(exponent) || exponent < 1.0 || exponent > 64.0) {
+    return std::pow(x, exponent);
+  }
+  double result = 1.0;
+  for (auto n = static_cast<unsigned>(exponent); n != 0; n >>= 1, x *= x) {
+    if ((n & 1) != 0) result *= x;
+  }
+  return result;
 }
 
 HeadsTensor to_f32(const Pooled& x) {
@@ -114,33 +130,41 @@ HeadsTensor to_f32(const Pooled& x) {
 /// The same for several pooled keys a block: masses of an attention without values.
 Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool causal,
                    std::int64_t queries_per_block, std::int64_t keys_per_block, std::int64_t b,
-                   const TileKernel& kernel) {
+                   const Isa& isa) {
   Matrix sum(b, b);
+  const std::int64_t group = q.heads / k.heads;
+  // So many block rows together as fill the lanes of a tile.
+  const std::int64_t block_rows = std::max<std::int64_t>(1, kLanes / (group * queries_per_block));
+  const std::int64_t chunks = (b + block_rows - 1) / block_rows;
   std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                       RowAttention(kernel));
+                                       RowAttention(*isa.f32_tile));
   // Later rows are the longer ones when the sketch is causal.
-  parallel_for(b, [&](std::int64_t index, int thread) {
-    const std::int64_t i = b - 1 - index;
+  parallel_for(chunks, [&](std::int64_t index, int thread) {
+    const std::int64_t begin = (chunks - 1 - index) * block_rows;
+    const std::int64_t end = std::min(begin + block_rows, b);
+    const std::int64_t first = begin * queries_per_block;
+    const std::int64_t count = std::min(end * queries_per_block, q.tokens) - first;
     RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
-    const std::int64_t begin = i * queries_per_block;
-    const std::int64_t count = std::min(begin + queries_per_block, q.tokens) - begin;
-    const std::int64_t group = q.heads / k.heads;
-    std::vector<float> values(static_cast<std::size_t>(q.dim));
     for (std::int64_t g = 0; g < k.heads; ++g) {
       rows.begin(group, count, q.dim, scale);
-      rows.want_masses(b);
+      rows.want_masses();
+      for (std::int64_t h = 0; h < group; ++h) rows.set_queries(h, q, g * group + h, first, 0);
+      for (std::int64_t u = 0; u < count; ++u) {
+        // The last pooled key that the block row sees.
+        const std::int64_t row = begin + u / queries_per_block;
+        rows.set_position(u, (row + 1) * keys_per_block - 1);
+      }
+      for (std::int64_t j = 0; j < (causal ? end : b); ++j) {
+        rows.visit(k, {}, g,
+                   {j, j * keys_per_block, std::min((j + 1) * keys_per_block, k.tokens),
+                    causal && j > begin ? Mask::kCausal : Mask::kNone});
+      }
       for (std::int64_t h = 0; h < group; ++h) {
-        for (std::int64_t u = 0; u < count; ++u) {
-          q.load_row(g * group + h, begin + u, values.data());
-          rows.set_query(h, u, values.data(), 0);
+        for (std::int64_t i = begin; i < end; ++i) {
+          const std::int64_t from = i * queries_per_block - first;
+          rows.add_masses(h, from, std::min(from + queries_per_block, count), sum.row(i));
         }
       }
-      for (std::int64_t j = 0; j < (causal ? i + 1 : b); ++j) {
-        rows.visit(
-            k, {}, g,
-            {j, j * keys_per_block, std::min((j + 1) * keys_per_block, k.tokens), Mask::kNone});
-      }
-      for (std::int64_t h = 0; h < group; ++h) rows.add_masses(h, sum.row(i));
     }
   });
   return sum;
@@ -149,7 +173,7 @@ Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool ca
 }  // namespace
 
 Matrix transition(const AttentionProblem& problem, const SketchParams& params, StageTimes* times,
-                  const TileKernel& kernel) {
+                  const Isa& isa) {
   problem.validate();
   if (problem.query_begin() != 0) {
     throw Error(ErrorKind::kUnsupported,
@@ -171,8 +195,10 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   Pooled k;
   {
     const StageTimer timer(times, Stage::kPool);
-    q = pool(problem.q, params.tokens_per_query(), params.partial_mean);
-    if (!keys_as_they_are) k = pool(problem.k, params.tokens_per_key(), params.partial_mean);
+    q = pool(problem.q, params.tokens_per_query(), params.partial_mean, *isa.scores);
+    if (!keys_as_they_are) {
+      k = pool(problem.k, params.tokens_per_key(), params.partial_mean, *isa.scores);
+    }
     if (mean) {
       q = mean_over_heads(q);
       k = mean_over_heads(k);
@@ -185,23 +211,23 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   }
   Matrix a;
   if (keys_per_block == 1) {
-    a = block_probabilities(q, k, scale, params.causal, queries_per_block, b);
+    a = block_probabilities(q, k, scale, params.causal, queries_per_block, b, *isa.scores);
   } else {
     const HeadsTensor pooled_q = to_f32(q);
     const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : to_f32(k);
     a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), scale,
-                    params.causal, queries_per_block, keys_per_block, b, kernel);
+                    params.causal, queries_per_block, keys_per_block, b, isa);
   }
-  for (std::int64_t i = 0; i < b; ++i) {
+  parallel_for(b, [&](std::int64_t i, int) {
     const std::int64_t count =
         std::min((i + 1) * queries_per_block, q.count) - i * queries_per_block;
     const auto terms = static_cast<double>(q.heads * count);
     double total = 0.0;
-    for (double& x : a.row(i)) total += x = std::pow(x / terms, params.sharpness);
+    for (double& x : a.row(i)) total += x = power(x / terms, params.sharpness);
     if (params.normalize) {
       for (double& x : a.row(i)) x /= total;
     }
-  }
+  });
   return a;
 }
 

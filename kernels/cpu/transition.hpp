@@ -4,13 +4,13 @@
 #include "attention/sketch.hpp"
 #include "attention/stage.hpp"
 #include "core/tensor.hpp"
-#include "kernels/cpu/tile.hpp"
+#include "kernels/cpu/isa.hpp"
 
 namespace sw::cpu {
 
 /// Backend::transition. Whole-block pools are scored in fp64; with keys pooled more finely
 /// (sketchwalk.md section 9) the scores are block masses of pooled queries, by the attention tiles.
 Matrix transition(const AttentionProblem& problem, const SketchParams& params, StageTimes* times,
-                  const TileKernel& kernel);
+                  const Isa& isa);
 
 }  // namespace sw::cpu

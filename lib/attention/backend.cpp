@@ -66,51 +66,6 @@ void TokenPools::mean(std::int64_t head, std::int64_t u, bool partial_mean, doub
   for (std::int64_t j = 0; j < dim_; ++j) out[j] = sum[j] / divisor;
 }
 
-std::vector<double> Backend::query_row(const HeadsView& queries, const TokenPools& keys,
-                                       const SketchParams& params, std::int64_t layer) const {
-  const Sketch sketch(params, layer, queries.dim);
-  const std::int64_t dim = sketch.dim();
-  const std::int64_t group = queries.heads / keys.heads();
-  const std::int64_t pools = keys.count();
-  const std::int64_t pools_per_block = params.block / keys.pool();
-  const std::int64_t blocks = (pools + pools_per_block - 1) / pools_per_block;
-  const double scale = sketch.logit_scale() / params.temperature;
-  Matrix per_head(keys.heads(), blocks);
-  parallel_for(keys.heads(), [&](std::int64_t g, int) {
-    std::vector<double> mean(static_cast<std::size_t>(queries.dim));
-    std::vector<double> yk(static_cast<std::size_t>(pools * dim));
-    for (std::int64_t u = 0; u < pools; ++u) {
-      keys.mean(g, u, params.partial_mean, mean.data());
-      sketch.apply(mean.data(), yk.data() + u * dim);
-    }
-    std::vector<float> row(static_cast<std::size_t>(queries.dim));
-    std::vector<double> yq(static_cast<std::size_t>(dim));
-    std::vector<double> p(static_cast<std::size_t>(pools));
-    const std::span<double> sum = per_head.row(g);
-    for (std::int64_t h = g * group; h < (g + 1) * group; ++h) {
-      for (std::int64_t w = 0; w < queries.tokens; ++w) {
-        queries.load_row(h, w, row.data());
-        const std::vector<double> q(row.begin(), row.end());
-        sketch.apply(q.data(), yq.data());
-        for (std::int64_t u = 0; u < pools; ++u) {
-          p[u] = scale * std::inner_product(yq.begin(), yq.end(), yk.begin() + u * dim, 0.0);
-        }
-        const double largest = *std::max_element(p.begin(), p.end());
-        double total = 0.0;
-        for (double& x : p) total += x = std::exp(x - largest);
-        for (std::int64_t u = 0; u < pools; ++u) sum[u / pools_per_block] += p[u] / total;
-      }
-    }
-  });
-  std::vector<double> a(static_cast<std::size_t>(blocks), 0.0);
-  for (std::int64_t g = 0; g < keys.heads(); ++g) {
-    for (std::int64_t j = 0; j < blocks; ++j) a[j] += per_head(g, j);
-  }
-  const double total = std::accumulate(a.begin(), a.end(), 0.0);
-  for (double& x : a) x /= total;
-  return a;
-}
-
 Matrix Backend::damped_walk(const Matrix& a, const Matrix* previous, double damping,
                             std::int64_t degree) const {
   if (damping == 0.0 || degree == 0) return a;

@@ -94,11 +94,6 @@ class Backend {
   virtual Matrix transition(const AttentionProblem& problem, const SketchParams& params,
                             StageTimes* times) const = 0;
 
-  /// Decode step 2 (section 5): the distribution over key blocks of a window of queries
-  /// [num_heads, w, head_dim], summed over heads and queries and normalised to sum 1.
-  virtual std::vector<double> query_row(const HeadsView& queries, const TokenPools& keys,
-                                        const SketchParams& params, std::int64_t layer) const;
-
   /// `degree` times S := (1 - damping) A + damping S A, from S = previous (A when null).
   virtual Matrix damped_walk(const Matrix& a, const Matrix* previous, double damping,
                              std::int64_t degree) const;

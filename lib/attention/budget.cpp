@@ -27,6 +27,13 @@ double linear_quantile(std::vector<double> values, double q) {
   return t < 0.5 ? a + (b - a) * t : b - (b - a) * (1.0 - t);
 }
 
+/// The order of selection: highest score first, the more recent block first among equals.
+bool ranks_before(std::span<const double> scores, std::int64_t x, std::int64_t y) {
+  const double sx = scores[static_cast<std::size_t>(x)];
+  const double sy = scores[static_cast<std::size_t>(y)];
+  return sx != sy ? sx > sy : x > y;
+}
+
 /// One row being filled: a tag for each candidate block, or none.
 class Row {
  public:
@@ -49,7 +56,7 @@ class Row {
   void keep_sink(std::int64_t blocks) {
     for (std::int64_t j = 0; j < std::min(blocks, candidates()); ++j) keep(j, Part::kSink);
   }
-  /// Fills up to `total` blocks by score, the more recent block first among equals.
+  /// Fills up to `total` blocks by score.
   void keep_best(std::span<const double> scores, std::int64_t total) {
     const std::int64_t wanted = std::min(total, candidates()) - kept_;
     if (wanted <= 0) return;
@@ -57,12 +64,8 @@ class Row {
     for (std::int64_t j = 0; j < candidates(); ++j) {
       if (is_free(j)) free.push_back(j);
     }
-    const auto before = [&](std::int64_t x, std::int64_t y) {
-      const double sx = scores[static_cast<std::size_t>(x)];
-      const double sy = scores[static_cast<std::size_t>(y)];
-      return sx != sy ? sx > sy : x > y;
-    };
-    std::nth_element(free.begin(), free.begin() + (wanted - 1), free.end(), before);
+    std::nth_element(free.begin(), free.begin() + (wanted - 1), free.end(),
+                     [&](std::int64_t x, std::int64_t y) { return ranks_before(scores, x, y); });
     for (std::int64_t i = 0; i < wanted; ++i)
       keep(free[static_cast<std::size_t>(i)], Part::kScored);
   }
@@ -107,7 +110,65 @@ void fill_matched(Row& row, std::span<const double> scores, const Budget& budget
       row.keep_window(1);
       row.keep_best(scores, m);
       break;
+    case Budget::Forced::kSinkBlock:
+      row.keep_window(1);
+      if (m >= 2) row.keep_sink(1);
+      row.keep_best(scores, m);
+      break;
+    case Budget::Forced::kRecentHalf:
+      row.keep_window(std::max<std::int64_t>(1, round_half_up(m / 2.0)));
+      row.keep_best(scores, m);
+      break;
   }
+}
+
+void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) {
+  row.keep_window(1);
+  if (budget.forced != Budget::Forced::kDiagonal) row.keep_sink(1);
+  double total = 0.0;
+  double kept = 0.0;
+  std::vector<std::int64_t> free;
+  for (std::int64_t j = 0; j < row.candidates(); ++j) {
+    const double score = scores[static_cast<std::size_t>(j)];
+    assert(score >= 0.0);
+    total += score;
+    if (row.is_free(j)) {
+      free.push_back(j);
+    } else {
+      kept += score;
+    }
+  }
+  std::sort(free.begin(), free.end(),
+            [&](std::int64_t x, std::int64_t y) { return ranks_before(scores, x, y); });
+  for (const std::int64_t j : free) {
+    const bool enough = budget.top_p < 1.0 && kept >= budget.top_p * total;
+    if (enough && row.kept() >= budget.min_blocks) break;
+    kept += scores[static_cast<std::size_t>(j)];
+    row.keep(j, Part::kScored);
+  }
+}
+
+void fill_marked(Row& row, std::span<const double> scores) {
+  row.keep_window(1);
+  for (std::int64_t j = 0; j < row.candidates(); ++j) {
+    if (scores[static_cast<std::size_t>(j)] > 0.0) row.keep(j, Part::kScored);
+  }
+}
+
+void keep_all(Row& row, Part part) {
+  for (std::int64_t j = 0; j < row.candidates(); ++j) row.keep(j, part);
+}
+
+/// Density of the rows before the last `dense`, so that all of them together keep `density`.
+double density_before(std::int64_t dense, const BlockGeometry& geometry, double density) {
+  double all = 0.0;
+  double last = 0.0;
+  for (std::int64_t r = 0; r < geometry.rows(); ++r) {
+    const double area = static_cast<double>(geometry.first_row() + r) + 0.5;
+    all += area;
+    if (r >= geometry.rows() - dense) last += area;
+  }
+  return last < all ? std::max(0.0, (density * all - last) / (all - last)) : density;
 }
 
 void fill_fixed(Row& row, std::span<const double> scores, std::int64_t tau, Phase phase) {
@@ -150,9 +211,7 @@ void fill_release(Row& row, std::span<const double> scores, const Budget& budget
       if (scores[static_cast<std::size_t>(j)] > threshold) row.keep(j, Part::kScored);
     }
   }
-  if (dense_row) {
-    for (std::int64_t j = 0; j < row.candidates(); ++j) row.keep(j, Part::kForced);
-  }
+  if (dense_row) keep_all(row, Part::kForced);
 }
 
 }  // namespace
@@ -165,7 +224,9 @@ std::int64_t matched_blocks(double density, std::int64_t candidates) {
 
 BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geometry,
                              const Budget& budget, double density, Phase phase) {
-  if (budget.kind == Budget::Kind::kAll) return BlockSelection::dense(geometry);
+  if (budget.kind == Budget::Kind::kAll || budget.dense_phase == phase) {
+    return BlockSelection::dense(geometry);
+  }
   const bool scored = budget.forced != Budget::Forced::kSinkAndRecent;
   assert(!scored || (scores.values.rows() == scores.groups * geometry.rows() &&
                      scores.values.cols() == geometry.key_blocks()));
@@ -174,6 +235,10 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
       budget.tau > 0 ? budget.tau
                      : std::max<std::int64_t>(1, round_half_up(density * static_cast<double>(b)));
   const ReleaseSizes sizes = release_sizes(geometry, budget);
+
+  const std::int64_t dense_rows =
+      phase == Phase::kPrefill ? std::min(budget.dense_last_rows, geometry.rows()) : 0;
+  if (dense_rows > 0) density = density_before(dense_rows, geometry, density);
 
   std::vector<Row> rows;
   for (std::int64_t g = 0; g < scores.groups; ++g) {
@@ -194,7 +259,13 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
     }
     switch (budget.kind) {
       case Budget::Kind::kMatched:
-        return fill_matched(row, s, budget, density);
+        fill_matched(row, s, budget, density);
+        if (row.candidates() > b - dense_rows) keep_all(row, Part::kForced);
+        return;
+      case Budget::Kind::kTopP:
+        return fill_top_p(row, s, budget);
+      case Budget::Kind::kMarked:
+        return fill_marked(row, s);
       case Budget::Kind::kFixed:
         return fill_fixed(row, s, tau, phase);
       default:

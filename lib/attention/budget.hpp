@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "attention/problem.hpp"
 #include "attention/selection.hpp"
@@ -18,18 +19,30 @@ struct Budget {
     kMatched,  ///< the share `density` of each row's area
     kFixed,    ///< tau blocks a row
     kRelease,  ///< the authors' release: quantile threshold, token-level window and sink
+    kTopP,     ///< the fewest blocks that hold the share `top_p` of a row's summed scores
+    kMarked,   ///< every block with a score above 0, and the row's own: the policy has decided
   };
   /// What a row keeps whatever its scores; the diagonal block always is.
   enum class Forced {
     kSinkAndWindow,  ///< the shares of `matched`, or one block each of `fixed`
     kDiagonal,       ///< nothing else: all by score (oracle)
+    kSinkBlock,      ///< the first block, from two blocks on
+    kRecentHalf,     ///< kMatched: half of the row's blocks, the most recent ones
     kSinkAndRecent,  ///< sink blocks, and recent blocks for the whole rest: no scores needed
   };
   Kind kind = Kind::kMatched;
   Forced forced = Forced::kSinkAndWindow;
-  /// kMatched: fewest blocks of a row. An early row whose share rounds to one block sees no sink,
-  /// which costs a running model several nats a token there, whatever the method.
+  /// kMatched and kTopP: fewest blocks of a row. An early row whose share rounds to one block sees
+  /// no sink, which costs a running model several nats a token there, whatever the method.
   std::int64_t min_blocks = 1;
+  /// kTopP, for scores >= 0: the share to reach, forced blocks included. They are the diagonal and,
+  /// unless `forced` is kDiagonal, the first block. 1 keeps all.
+  double top_p = 0.9;
+  /// kMatched, prefill: rows at the end of the prompt that attend densely. The other rows get so
+  /// much less that the whole keeps the density, where it can.
+  std::int64_t dense_last_rows = 0;
+  /// A phase that the method leaves alone: every causal block is kept, without scores.
+  std::optional<Phase> dense_phase = std::nullopt;
   std::int64_t tau = 0;  ///< kFixed; 0 = max(1, floor(density * b + 0.5))
   double window_frac = 0.05;
   double sink_frac = 0.025;

@@ -22,52 +22,98 @@ int available_cpus() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+/// How often a thread looks before it sleeps: some tens of microseconds, more than lies between the
+/// loops of a decode step, where waking up would cost more than the loop.
+constexpr int kSpins = 4000;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+/// True once `done()` is, false after kSpins looks.
+template <class F>
+bool spin_until(const F& done) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (done()) return true;
+    relax();
+  }
+  return false;
+}
+
+/// Workers join a loop while it is open. The caller closes it when every index has been handed out
+/// and waits for those who joined only: a worker that the system did not run in time is not missed.
 class Pool {
  public:
   explicit Pool(int threads) {
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
   }
   ~Pool() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
+    stopping_ = true;
+    announce();
     for (auto& w : workers_) w.join();
   }
 
   void run(std::int64_t count, const std::function<void(std::int64_t, int)>& body) {
-    {
-      std::lock_guard lock(mutex_);
-      body_ = &body;
-      count_ = count;
-      next_.store(0, std::memory_order_relaxed);
-      active_ = static_cast<int>(workers_.size());
-      error_ = nullptr;
-      ++generation_;
-    }
-    wake_.notify_all();
+    body_ = &body;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    error_ = nullptr;
+    state_ = kOpen;
+    announce();
     take(0);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return active_ == 0; });
-    body_ = nullptr;
+    state_ &= ~kOpen;
+    const auto left = [this] { return state_ == 0; };
+    if (!spin_until(left)) {
+      std::unique_lock lock(mutex_);
+      waiting_ = true;
+      done_.wait(lock, left);
+      waiting_ = false;
+    }
     if (error_) std::rethrow_exception(error_);
   }
 
  private:
+  static constexpr std::uint32_t kOpen = 1u << 31;
+
+  /// Tells the workers that there is something new; those that sleep have to be woken.
+  void announce() {
+    ++generation_;
+    if (sleeping_ == 0) return;
+    const std::lock_guard lock(mutex_);
+    wake_.notify_all();
+  }
+
   void work(int thread) {
     std::uint64_t seen = 0;
+    const auto news = [&] { return generation_ != seen; };
     for (;;) {
-      {
+      if (!spin_until(news)) {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
-        if (stopping_) return;
-        seen = generation_;
+        ++sleeping_;
+        wake_.wait(lock, news);
+        --sleeping_;
       }
+      seen = generation_;
+      if (stopping_) return;
+      if (!join()) continue;
       take(thread);
-      std::lock_guard lock(mutex_);
-      if (--active_ == 0) done_.notify_one();
+      if (--state_ == 0 && waiting_) {
+        const std::lock_guard lock(mutex_);
+        done_.notify_one();
+      }
     }
+  }
+
+  bool join() {
+    std::uint32_t state = state_;
+    while ((state & kOpen) != 0) {
+      if (state_.compare_exchange_weak(state, state + 1)) return true;
+    }
+    return false;
   }
 
   void take(int thread) {
@@ -87,15 +133,17 @@ class Pool {
   }
 
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
+  std::mutex mutex_;  // of the two conditions and error_
   std::condition_variable wake_;
   std::condition_variable done_;
-  const std::function<void(std::int64_t, int)>* body_ = nullptr;
+  const std::function<void(std::int64_t, int)>* body_ = nullptr;  // this and count_: while joined
   std::int64_t count_ = 0;
   std::atomic<std::int64_t> next_{0};
-  int active_ = 0;
-  std::uint64_t generation_ = 0;
-  bool stopping_ = false;
+  std::atomic<std::uint32_t> state_{0};       // kOpen, and the number of workers that joined
+  std::atomic<std::uint64_t> generation_{0};  // of loops announced
+  std::atomic<int> sleeping_{0};
+  std::atomic<bool> waiting_{false};
+  std::atomic<bool> stopping_{false};
   std::exception_ptr error_;
 };
 

@@ -7,12 +7,13 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "model/row_kernels.hpp"
 
 namespace sw {
 namespace {
 
-/// Rows that go through a product at a time: bounds the memory of the wide feed-forward layers.
-constexpr std::int64_t kTileRows = 512;
+/// Rows that go through a layer together: what lies between its products stays in the cache.
+constexpr std::int64_t kStripRows = 96;
 /// Positions whose logits exist at a time.
 constexpr std::int64_t kLogitRows = 128;
 
@@ -31,35 +32,6 @@ template <class F>
 void each_tile(std::int64_t count, std::int64_t tile, F&& body) {
   for (std::int64_t begin = 0; begin < count; begin += tile) {
     body(begin, std::min(tile, count - begin));
-  }
-}
-
-/// out = x / sqrt(mean(x^2) + epsilon) * weight, converted to `dtype`.
-void rms_norm(const float* x, const std::vector<float>& weight, double epsilon, DType dtype,
-              void* out) {
-  const std::size_t n = weight.size();
-  float partial[16] = {};  // enough independent sums for the compiler to vectorise
-  std::size_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    for (std::size_t j = 0; j < 16; ++j) partial[j] += x[i + j] * x[i + j];
-  }
-  double sum = std::accumulate(std::begin(partial), std::end(partial), 0.0);
-  for (; i < n; ++i) sum += double{x[i]} * x[i];
-  const auto scale = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(n) + epsilon));
-  if (dtype == DType::kF32) {
-    auto* y = static_cast<float*>(out);
-    for (std::size_t j = 0; j < n; ++j) y[j] = x[j] * scale * weight[j];
-  } else {
-    auto* y = static_cast<Bf16*>(out);
-    for (std::size_t j = 0; j < n; ++j) y[j] = to_bf16(x[j] * scale * weight[j]);
-  }
-}
-
-/// Rotates the halves of x [2 half] by the angles given by cos and sin [half].
-void rotate(const float* x, const float* cos, const float* sin, std::int64_t half, float* y) {
-  for (std::int64_t i = 0; i < half; ++i) {
-    y[i] = x[i] * cos[i] - x[i + half] * sin[i];
-    y[i + half] = x[i + half] * cos[i] + x[i] * sin[i];
   }
 }
 
@@ -82,12 +54,13 @@ std::int64_t stored_row(std::int64_t row, const ModelConfig& config) {
   return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
-Linear load_linear(const StoredMatrix& stored, DType dtype) {
-  return Linear(stored.row_elements, stored.rows, dtype,
-                [&](std::int64_t row, float* out) { stored.load_row(row, out); });
+Linear load_linear(const StoredMatrix& stored, DType dtype, WeightArena& arena) {
+  return Linear(
+      stored.row_elements, stored.rows, dtype,
+      [&](std::int64_t row, float* out) { stored.load_row(row, out); }, arena);
 }
 
-Linear load_qkv(const Checkpoint& checkpoint, std::int64_t layer, DType dtype) {
+Linear load_qkv(const Checkpoint& checkpoint, std::int64_t layer, DType dtype, WeightArena& arena) {
   const ModelConfig& config = checkpoint.config();
   const StoredMatrix& q = checkpoint.weight(WeightRole::kQuery, layer);
   const StoredMatrix& k = checkpoint.weight(WeightRole::kKey, layer);
@@ -106,15 +79,17 @@ Linear load_qkv(const Checkpoint& checkpoint, std::int64_t layer, DType dtype) {
     if (row < k.rows) return k.load_row(stored_row(row, config), out);
     v.load_row(row - k.rows, out);
   };
-  return Linear(config.hidden, q.rows + k.rows + v.rows, dtype, load_row, std::move(bias));
+  return Linear(config.hidden, q.rows + k.rows + v.rows, dtype, load_row, arena, std::move(bias));
 }
 
-Linear load_gate_up(const Checkpoint& checkpoint, std::int64_t layer, DType dtype) {
+Linear load_gate_up(const Checkpoint& checkpoint, std::int64_t layer, DType dtype,
+                    WeightArena& arena) {
   const StoredMatrix& gate = checkpoint.weight(WeightRole::kGate, layer);
   const StoredMatrix& up = checkpoint.weight(WeightRole::kUp, layer);
-  return Linear(gate.row_elements, 2 * gate.rows, dtype, [&](std::int64_t row, float* out) {
+  const auto load_row = [&](std::int64_t row, float* out) {
     row < gate.rows ? gate.load_row(row, out) : up.load_row(row - gate.rows, out);
-  });
+  };
+  return Linear(gate.row_elements, 2 * gate.rows, dtype, load_row, arena);
 }
 
 }  // namespace
@@ -136,7 +111,7 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, DType compute)
     return checkpoint_->weight(role, layer);
   };
   output_ = std::make_unique<const Linear>(load_linear(
-      weight(c.tied_embeddings ? WeightRole::kEmbedding : WeightRole::kOutput), compute));
+      weight(c.tied_embeddings ? WeightRole::kEmbedding : WeightRole::kOutput), compute, arena_));
   output_norm_ = load_vector(weight(WeightRole::kOutputNorm));
   layers_.reserve(static_cast<std::size_t>(c.layers));
   for (std::int64_t i = 0; i < c.layers; ++i) {
@@ -145,13 +120,13 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, DType compute)
     };
     layers_.push_back({
         .attention_norm = load_vector(weight(WeightRole::kAttentionNorm, i)),
-        .qkv = load_qkv(*checkpoint_, i, compute),
+        .qkv = load_qkv(*checkpoint_, i, compute, arena_),
         .query_norm = head_norm(WeightRole::kQueryNorm),
         .key_norm = head_norm(WeightRole::kKeyNorm),
-        .attention_out = load_linear(weight(WeightRole::kAttentionOut, i), compute),
+        .attention_out = load_linear(weight(WeightRole::kAttentionOut, i), compute, arena_),
         .ffn_norm = load_vector(weight(WeightRole::kFfnNorm, i)),
-        .gate_up = load_gate_up(*checkpoint_, i, compute),
-        .down = load_linear(weight(WeightRole::kDown, i), compute),
+        .gate_up = load_gate_up(*checkpoint_, i, compute, arena_),
+        .down = load_linear(weight(WeightRole::kDown, i), compute, arena_),
     });
   }
 }
@@ -169,16 +144,16 @@ std::uint64_t Model::weight_bytes() const {
 
 void Model::logits(const float* residual, std::int64_t rows, float* logits) const {
   const std::int64_t hidden = config().hidden;
-  // The products of a lone row are added in another order than those of several; so it is computed
-  // twice.
+  // Where a lone row is added up in another order than several, it is computed twice.
+  const bool twice = !output_->lone_rows_equal_others();
   HeadsTensor normed(compute_, 1, std::max<std::int64_t>(2, std::min(rows, kLogitRows)), hidden);
   each_tile(rows, kLogitRows, [&](std::int64_t begin, std::int64_t count) {
     each_row(count, [&](std::int64_t r) {
-      rms_norm(residual + (begin + r) * hidden, output_norm_, config().rms_epsilon, compute_,
-               row_of(normed, 0, r));
+      row_kernels().rms_norm(residual + (begin + r) * hidden, output_norm_.data(), hidden,
+                             config().rms_epsilon, compute_, row_of(normed, 0, r));
     });
     float* out = logits + begin * config().vocabulary;
-    if (count > 1) return output_->apply(normed.data(), count, out);
+    if (count > 1 || !twice) return output_->apply(normed.data(), count, out);
     std::copy_n(row_of(normed, 0, 0), row_of(normed, 0, 1) - row_of(normed, 0, 0),
                 row_of(normed, 0, 1));
     std::vector<float> both(static_cast<std::size_t>(2 * config().vocabulary));
@@ -211,15 +186,29 @@ Session::Session(const Model& model, AttentionFunction attention, SessionOptions
     throw Error(ErrorKind::kUsage, "a session needs a capacity and chunks of at least one token");
   }
   options_.chunk_tokens = std::min(options_.chunk_tokens, options_.capacity);
-  for (std::int64_t i = 0; i < c.layers; ++i) {
-    keys_.emplace_back(model.compute(), c.kv_heads, options_.capacity, c.head_dim);
-    values_.emplace_back(model.compute(), c.kv_heads, options_.capacity, c.head_dim);
-  }
-  const std::int64_t rows = std::min(options_.chunk_tokens, kTileRows);
+  keys_ = HeadsTensor(model.compute(), c.layers * c.kv_heads, options_.capacity, c.head_dim);
+  values_ = HeadsTensor(model.compute(), c.layers * c.kv_heads, options_.capacity, c.head_dim);
   queries_ = HeadsTensor(model.compute(), c.heads, options_.chunk_tokens, c.head_dim);
-  activation_ = HeadsTensor(model.compute(), 1, rows, std::max({c.hidden, c.q_rows(), c.ffn}));
-  product_.resize(static_cast<std::size_t>(
-      rows * std::max({c.hidden, c.q_rows() + 2 * c.kv_rows(), 2 * c.ffn})));
+}
+
+/// body(begin, rows, strip) for strips of the chunk's tokens, in parallel; a lone strip instead
+/// leaves the threads to the loops inside.
+template <class F>
+void Session::each_strip(std::int64_t tokens, F&& body) {
+  const ModelConfig& c = model_.config();
+  strips_.resize(std::max(strips_.size(), static_cast<std::size_t>(num_threads())));
+  parallel_for((tokens + kStripRows - 1) / kStripRows, [&](std::int64_t index, int thread) {
+    Strip& strip = strips_[static_cast<std::size_t>(thread)];
+    const std::int64_t most = std::min(kStripRows, options_.chunk_tokens);
+    if (strip.product.empty()) {
+      strip.activation =
+          HeadsTensor(model_.compute(), 1, most, std::max({c.hidden, c.q_rows(), c.ffn}));
+      strip.product.resize(
+          static_cast<std::size_t>(most * std::max(c.q_rows() + 2 * c.kv_rows(), 2 * c.ffn)));
+    }
+    const std::int64_t begin = index * kStripRows;
+    body(begin, std::min(kStripRows, tokens - begin), strip);
+  });
 }
 
 void Session::run(std::span<const std::int32_t> tokens, const LogitsObserver& logits) {
@@ -282,46 +271,49 @@ void Session::embed(std::span<const std::int32_t> tokens) {
 void Session::project_qkv(const Model::Layer& layer, std::int64_t layer_index,
                           std::int64_t tokens) {
   const ModelConfig& c = model_.config();
+  const RowKernels& kernels = row_kernels();
   const DType dtype = model_.compute();
   const std::int64_t half = c.head_dim / 2;
-  HeadsTensor& keys = keys_[static_cast<std::size_t>(layer_index)];
-  HeadsTensor& values = values_[static_cast<std::size_t>(layer_index)];
-  each_tile(tokens, kTileRows, [&](std::int64_t begin, std::int64_t rows) {
+  const std::int64_t first_head = layer_index * c.kv_heads;
+  each_strip(tokens, [&](std::int64_t begin, std::int64_t rows, Strip& strip) {
     each_row(rows, [&](std::int64_t r) {
-      rms_norm(hidden_.data() + (begin + r) * c.hidden, layer.attention_norm, c.rms_epsilon, dtype,
-               activation_.data() + static_cast<std::size_t>(r * c.hidden) * dtype_size(dtype));
+      kernels.rms_norm(hidden_.data() + (begin + r) * c.hidden, layer.attention_norm.data(),
+                       c.hidden, c.rms_epsilon, dtype, strip.row(r, c.hidden));
     });
-    layer.qkv.apply(activation_.data(), rows, product_.data());
+    layer.qkv.apply(strip.activation.data(), rows, strip.product.data());
     each_row(rows, [&](std::int64_t r) {
       const std::int64_t t = begin + r;
       const float* cos = rotation_.data() + t * c.head_dim;
-      const float* x = product_.data() + r * layer.qkv.outputs();
-      std::vector<float> normed(static_cast<std::size_t>(c.head_dim));
-      std::vector<float> rotated(static_cast<std::size_t>(c.head_dim));
+      float* x = strip.product.data() + r * layer.qkv.outputs();
       const auto place_head = [&](const std::vector<float>& norm, std::byte* out) {
-        if (c.qk_norm) rms_norm(x, norm, c.rms_epsilon, DType::kF32, normed.data());
-        rotate(c.qk_norm ? normed.data() : x, cos, cos + half, half, rotated.data());
-        convert_from_float(rotated.data(), dtype, c.head_dim, out);
+        if (c.qk_norm) {
+          kernels.rms_norm(x, norm.data(), c.head_dim, c.rms_epsilon, DType::kF32, x);
+        }
+        kernels.rotate(x, cos, cos + half, half, dtype, out);
         x += c.head_dim;
       };
       for (std::int64_t h = 0; h < c.heads; ++h) {
         place_head(layer.query_norm, row_of(queries_, h, t));
       }
       for (std::int64_t h = 0; h < c.kv_heads; ++h) {
-        place_head(layer.key_norm, row_of(keys, h, position_ + t));
+        place_head(layer.key_norm, row_of(keys_, first_head + h, position_ + t));
       }
       for (std::int64_t h = 0; h < c.kv_heads; ++h, x += c.head_dim) {
-        convert_from_float(x, dtype, c.head_dim, row_of(values, h, position_ + t));
+        kernels.convert(x, c.head_dim, dtype, row_of(values_, first_head + h, position_ + t));
       }
     });
   });
 }
 
 void Session::attend(std::int64_t layer_index, std::int64_t tokens) {
-  const auto i = static_cast<std::size_t>(layer_index);
-  const AttentionProblem problem{
-      queries_.view().tokens_slice(0, tokens), keys_[i].view().tokens_slice(0, position_ + tokens),
-      values_[i].view().tokens_slice(0, position_ + tokens), layer_index};
+  const auto context = [&](const HeadsTensor& cache) {
+    const std::int64_t heads = model_.config().kv_heads;
+    return cache.view()
+        .heads_slice(layer_index * heads, (layer_index + 1) * heads)
+        .tokens_slice(0, position_ + tokens);
+  };
+  const AttentionProblem problem{queries_.view().tokens_slice(0, tokens), context(keys_),
+                                 context(values_), layer_index};
   if (options_.observer) options_.observer(problem);
   attention_(problem, attended_);
   assert(attended_.out.dtype() == DType::kF32 && attended_.out.heads() == problem.num_heads() &&
@@ -331,43 +323,28 @@ void Session::attend(std::int64_t layer_index, std::int64_t tokens) {
 /// Adds the attention's projection and then the SwiGLU block to hidden_.
 void Session::feed_forward(const Model::Layer& layer, std::int64_t tokens) {
   const ModelConfig& c = model_.config();
+  const RowKernels& kernels = row_kernels();
   const DType dtype = model_.compute();
-  const auto activation = [&](std::int64_t r, std::int64_t width) {
-    return activation_.data() + static_cast<std::size_t>(r * width) * dtype_size(dtype);
-  };
-  const auto add_product = [&](std::int64_t begin, std::int64_t rows) {
+  each_strip(tokens, [&](std::int64_t begin, std::int64_t rows, Strip& strip) {
+    float* hidden = hidden_.data() + begin * c.hidden;
     each_row(rows, [&](std::int64_t r) {
-      float* x = hidden_.data() + (begin + r) * c.hidden;
-      const float* y = product_.data() + r * c.hidden;
-      for (std::int64_t j = 0; j < c.hidden; ++j) x[j] += y[j];
-    });
-  };
-  each_tile(tokens, kTileRows, [&](std::int64_t begin, std::int64_t rows) {
-    each_row(rows, [&](std::int64_t r) {
-      std::byte* out = activation(r, c.q_rows());
+      std::byte* out = strip.row(r, c.q_rows());
       for (std::int64_t h = 0; h < c.heads; ++h) {
-        convert_from_float(attended_.out.row<float>(h, begin + r), dtype, c.head_dim,
-                           out + static_cast<std::size_t>(h * c.head_dim) * dtype_size(dtype));
+        kernels.convert(attended_.out.row<float>(h, begin + r), c.head_dim, dtype,
+                        out + static_cast<std::size_t>(h * c.head_dim) * dtype_size(dtype));
       }
     });
-    layer.attention_out.apply(activation_.data(), rows, product_.data());
-    add_product(begin, rows);
-
+    layer.attention_out.add(strip.activation.data(), rows, hidden);
     each_row(rows, [&](std::int64_t r) {
-      rms_norm(hidden_.data() + (begin + r) * c.hidden, layer.ffn_norm, c.rms_epsilon, dtype,
-               activation(r, c.hidden));
+      kernels.rms_norm(hidden + r * c.hidden, layer.ffn_norm.data(), c.hidden, c.rms_epsilon, dtype,
+                       strip.row(r, c.hidden));
     });
-    layer.gate_up.apply(activation_.data(), rows, product_.data());
+    layer.gate_up.apply(strip.activation.data(), rows, strip.product.data());
     each_row(rows, [&](std::int64_t r) {
-      float* gate = product_.data() + r * 2 * c.ffn;
-      const float* up = gate + c.ffn;
-      for (std::int64_t j = 0; j < c.ffn; ++j) {
-        gate[j] = gate[j] / (1.0f + std::exp(-gate[j])) * up[j];  // silu(gate) * up
-      }
-      convert_from_float(gate, dtype, c.ffn, activation(r, c.ffn));
+      const float* gate = strip.product.data() + r * 2 * c.ffn;
+      kernels.swiglu(gate, gate + c.ffn, c.ffn, dtype, strip.row(r, c.ffn));
     });
-    layer.down.apply(activation_.data(), rows, product_.data());
-    add_product(begin, rows);
+    layer.down.add(strip.activation.data(), rows, hidden);
   });
 }
 

@@ -74,6 +74,7 @@ class Model {
 
   std::shared_ptr<const Checkpoint> checkpoint_;
   DType compute_;
+  WeightArena arena_;
   std::vector<Layer> layers_;
   std::vector<float> output_norm_;
   std::unique_ptr<const Linear> output_;  // hidden -> vocabulary
@@ -116,6 +117,20 @@ class Session {
   void rewind(std::int64_t position);
 
  private:
+  /// What a strip of rows needs between the products of a layer.
+  struct Strip {
+    HeadsTensor activation;      // input of a product, [1, rows, widest input] in `compute`
+    std::vector<float> product;  // its result, [rows, widest result]
+
+    /// Row r of an input of `width` elements.
+    std::byte* row(std::int64_t r, std::int64_t width) {
+      return activation.data() +
+             static_cast<std::size_t>(r * width) * dtype_size(activation.dtype());
+    }
+  };
+
+  template <class F>
+  void each_strip(std::int64_t tokens, F&& body);
   void run_chunk(std::span<const std::int32_t> tokens, const LogitsObserver& logits);
   void embed(std::span<const std::int32_t> tokens);
   void project_qkv(const Model::Layer& layer, std::int64_t layer_index, std::int64_t tokens);
@@ -127,16 +142,14 @@ class Session {
   AttentionFunction attention_;
   SessionOptions options_;
   std::int64_t position_ = 0;
-  std::vector<HeadsTensor> keys_;  // a layer: [kv_heads, capacity, head_dim]
-  std::vector<HeadsTensor> values_;
+  HeadsTensor keys_;  // [layers * kv_heads, capacity, head_dim]
+  HeadsTensor values_;
   std::vector<float> hidden_;    // the chunk's residual stream [tokens, hidden]
   std::vector<float> rotation_;  // of the chunk: [tokens, 2, head_dim / 2], cos and sin
   HeadsTensor queries_;          // [heads, tokens, head_dim]
   AttentionOutput attended_;
   std::vector<float> last_hidden_;  // residual stream of the last position [hidden], or empty
-  // Reused by every step that goes through the chunk a tile of rows at a time.
-  HeadsTensor activation_;      // input of a product, [1, rows, widest input] in `compute`
-  std::vector<float> product_;  // its result, [rows, widest result]
+  std::vector<Strip> strips_;       // of each thread
 };
 
 /// -ln softmax(logits)[token]: exponentials in float, their sum in double.

@@ -1,7 +1,5 @@
 #include "policy/list.hpp"
 
-#include <array>
-
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "policy/registry.hpp"
@@ -9,8 +7,13 @@
 namespace sw {
 namespace {
 
-std::array<PolicyEntry, 5> entries() {
-  return {dense_entry(), sketchwalk_entry(), oracle_entry(), sink_window_entry(), random_entry()};
+std::vector<PolicyEntry> entries() {
+  return {dense_entry(),       sketchwalk_entry(),   oracle_entry(),
+          sink_window_entry(), random_entry(),       block_mean_entry(),
+          block_max_entry(),   minmax_bound_entry(), vertical_slash_entry(),
+          flexprefill_entry(), xattention_entry(),   tri_shape_entry(),
+          quest_entry(),       twilight_entry(),     magicpig_entry(),
+          snapkv_entry(),      h2o_entry(),          tova_entry()};
 }
 
 }  // namespace

@@ -2,12 +2,11 @@
 // block policy at the same granularity and number of blocks (metrics.md, oracle_gap).
 #include <cassert>
 
+#include "policy/head_scores.hpp"
 #include "policy/registry.hpp"
 
 namespace sw {
 namespace {
-
-enum class Granularity { kLayer, kKvHead, kHead };
 
 struct OracleOptions {
   Granularity granularity = Granularity::kLayer;
@@ -17,11 +16,7 @@ struct OracleOptions {
 
   OptionSet bind() {
     OptionSet set;
-    set.add<Granularity>("granularity", granularity,
-                         {{"layer", Granularity::kLayer},
-                          {"kv_head", Granularity::kKvHead},
-                          {"head", Granularity::kHead}},
-                         "what shares one selection; masses are summed over its heads");
+    add_granularity(set, granularity);
     set.add("forced", forced, "also force the sink and window blocks of the matched budget");
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
     add_min_blocks(set, min_blocks);
@@ -53,17 +48,7 @@ class OraclePolicy final : public Policy {
     assert(context.mass != nullptr);
     const BlockMass& mass = *context.mass;
     BlockScores scores;
-    switch (options_.granularity) {
-      case Granularity::kLayer:
-        scores.groups = 1;
-        break;
-      case Granularity::kKvHead:
-        scores.groups = context.problem.num_kv_heads();
-        break;
-      case Granularity::kHead:
-        scores.groups = context.problem.num_heads();
-        break;
-    }
+    scores.groups = row_sets(options_.granularity, context.problem);
     scores.values = Matrix(scores.groups * mass.rows, mass.cols);
     const std::int64_t heads_per_group = mass.heads / scores.groups;
     for (std::int64_t h = 0; h < mass.heads; ++h) {

@@ -20,6 +20,19 @@ PolicyEntry sketchwalk_entry();
 PolicyEntry oracle_entry();
 PolicyEntry sink_window_entry();
 PolicyEntry random_entry();
+PolicyEntry block_mean_entry();
+PolicyEntry block_max_entry();
+PolicyEntry minmax_bound_entry();
+PolicyEntry vertical_slash_entry();
+PolicyEntry flexprefill_entry();
+PolicyEntry xattention_entry();
+PolicyEntry tri_shape_entry();
+PolicyEntry quest_entry();
+PolicyEntry twilight_entry();
+PolicyEntry magicpig_entry();
+PolicyEntry snapkv_entry();
+PolicyEntry h2o_entry();
+PolicyEntry tova_entry();
 
 /// Sets every option of `spec`. An error names the method.
 void apply_options(const MethodSpec& spec, OptionSet& options);

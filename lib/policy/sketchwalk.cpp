@@ -1,5 +1,7 @@
 // Sketch&Walk (Le et al., arXiv 2602.07397), with the forms of the preprint and of the authors'
 // release as presets of one policy (sketchwalk.md sections 1 to 5 and 9).
+#include "policy/sketchwalk.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -7,13 +9,14 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "policy/query_window.hpp"
 #include "policy/registry.hpp"
 
 namespace sw {
 namespace {
 
 enum class Preset { kRelease, kPreprint };
-enum class Walk { kDamped, kProduct, kNone };
+using Walk = SketchWalkForm::Walk;
 using Aggregation = SketchParams::Aggregation;
 
 struct SketchWalkOptions {
@@ -90,11 +93,88 @@ struct SketchWalkOptions {
   }
 };
 
+/// A transition matrix of which a decode step changes one row and one column. Rows are scaled when
+/// they are read, so that normalising them after a change of the column does not touch them.
+class StepMatrix {
+ public:
+  explicit StepMatrix(Matrix values) : values_(std::move(values)) { read_rows_as_stored(); }
+
+  /// Step 3 of section 5: mixes `row` into row and column c = row.size() - 1 by the share alpha,
+  /// after new blocks, whose rows start as `row`.
+  void mix(const std::vector<double>& row, double alpha) {
+    const std::int64_t b = std::ssize(row);
+    const std::int64_t c = b - 1;
+    if (values_.rows() < b) grow(row);
+    for (std::int64_t j = 0; j < b; ++j) {
+      values_(c, j) = (1.0 - alpha) * scale_[c] * values_(c, j) + alpha * row[j];
+    }
+    normalize(c);
+    for (std::int64_t i = 0; i < b; ++i) {
+      const double old = scale_[i] * values_(i, c);
+      const double mixed = (1.0 - alpha) * old + alpha * row[i];
+      values_(i, c) = mixed / scale_[i];
+      const double total = sum_[i] - old + mixed;
+      if (total < 0.5 * sum_[i]) {
+        normalize(i);  // the difference would lose too many digits
+      } else {
+        scale_[i] /= total;
+        sum_[i] = 1.0;
+      }
+    }
+  }
+
+  /// x times the matrix.
+  std::vector<double> times(const std::vector<double>& x) const {
+    constexpr std::int64_t kColumns = 64;
+    const std::int64_t b = std::ssize(x);
+    std::vector<double> product(x.size(), 0.0);
+    parallel_for((b + kColumns - 1) / kColumns, [&](std::int64_t tile, int) {
+      const std::int64_t end = std::min(b, (tile + 1) * kColumns);
+      for (std::int64_t i = 0; i < b; ++i) {
+        const double factor = x[i] * scale_[i];
+        const double* from = values_.row(i).data();
+        for (std::int64_t j = tile * kColumns; j < end; ++j) product[j] += factor * from[j];
+      }
+    });
+    return product;
+  }
+
+ private:
+  double stored_sum(std::int64_t i) const {
+    const std::span<const double> row = values_.row(i);
+    return std::accumulate(row.begin(), row.end(), 0.0);
+  }
+  void normalize(std::int64_t i) {
+    scale_[i] = 1.0 / stored_sum(i);
+    sum_[i] = 1.0;
+  }
+  void read_rows_as_stored() {
+    scale_.assign(static_cast<std::size_t>(values_.rows()), 1.0);
+    sum_.resize(scale_.size());
+    for (std::int64_t i = 0; i < values_.rows(); ++i) sum_[i] = stored_sum(i);
+  }
+  void grow(const std::vector<double>& row) {
+    Matrix grown(std::ssize(row), std::ssize(row));
+    for (std::int64_t i = 0; i < grown.rows(); ++i) {
+      if (i >= values_.rows()) {
+        std::copy(row.begin(), row.end(), grown.row(i).begin());
+        continue;
+      }
+      for (std::int64_t j = 0; j < values_.cols(); ++j) grown(i, j) = scale_[i] * values_(i, j);
+    }
+    values_ = std::move(grown);
+    read_rows_as_stored();
+  }
+
+  Matrix values_;
+  std::vector<double> scale_;  // of each row
+  std::vector<double> sum_;    // of each row when it is read
+};
+
 /// Decode cache for aggregation=per_head (section 5, release).
 struct QueryWindowCache {
-  Matrix transition;
-  TokenPools keys;
-  HeadsTensor window;  ///< f32 [H, count, d]; the last `count` queries
+  StepMatrix transition;
+  QueryWindow window;
 };
 
 /// Decode cache for aggregation=head_mean (section 5, preprint).
@@ -103,25 +183,6 @@ struct BlockMeanCache {
   TokenPools keys;
   Matrix logits;  ///< pooled queries x pooled keys, before the temperature
 };
-
-/// The last `keep` tokens of `old` (may be empty) followed by those of `x`, as f32.
-HeadsTensor last_tokens(const HeadsTensor& old, const HeadsView& x, std::int64_t keep) {
-  const std::int64_t total = old.tokens() + x.tokens;
-  const std::int64_t count = std::min(keep, total);
-  HeadsTensor window(DType::kF32, x.heads, count, x.dim);
-  for (std::int64_t h = 0; h < x.heads; ++h) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t t = total - count + i;
-      float* row = window.row<float>(h, i);
-      if (t < old.tokens()) {
-        std::copy_n(old.row<float>(h, t), x.dim, row);
-      } else {
-        x.load_row(h, t - old.tokens(), row);
-      }
-    }
-  }
-  return window;
-}
 
 /// Head mean of pool u, transformed.
 std::vector<double> sketched_mean(const TokenPools& pools, std::int64_t u, const Sketch& sketch,
@@ -164,12 +225,14 @@ class SketchWalkPolicy final : public Policy {
 
  private:
   SketchParams params_for(const BlockGeometry& geometry) const;
-  /// Row c of the transition matrix for the newest query, and the matrix updated with it.
-  Matrix& update_query_window(const ScoreContext& context, const SketchParams& params,
-                              QueryWindowCache& cache, std::vector<double>& row) const;
+  /// Row c of the transition matrix for the newest query; updates the matrix with it.
+  std::vector<double> update_query_window(const ScoreContext& context, const SketchParams& params,
+                                          QueryWindowCache& cache) const;
   Matrix update_block_means(const ScoreContext& context, const SketchParams& params,
                             BlockMeanCache& cache) const;
-  std::vector<double> walk_row(const std::vector<double>& row, const Matrix& transition,
+  /// Score of row c; times(x) is x times the transition matrix.
+  template <class Times>
+  std::vector<double> walk_row(const std::vector<double>& row, const Times& times,
                                WalkState& walk) const;
 
   SketchWalkOptions options_;
@@ -212,13 +275,17 @@ BlockScores SketchWalkPolicy::score_prefill(const ScoreContext& context, WalkSta
     if (options_.walk != Walk::kNone) walk.matrix = scores.values;
   }
   if (cache == nullptr) return scores;
-  TokenPools keys(problem.num_kv_heads(), problem.head_dim(), params.tokens_per_key());
-  keys.append(problem.k);
   if (params.aggregation == Aggregation::kPerHead) {
-    cache->value = std::make_shared<QueryWindowCache>(QueryWindowCache{
-        std::move(a), std::move(keys), last_tokens({}, problem.q, options_.query_window)});
+    QueryWindow window(params, problem.layer, problem.num_heads(), problem.num_kv_heads(),
+                       problem.head_dim(), options_.query_window);
+    window.add_keys(problem.k);
+    window.add_queries(problem.q);
+    cache->value = std::make_shared<QueryWindowCache>(
+        QueryWindowCache{StepMatrix(std::move(a)), std::move(window)});
     return scores;
   }
+  TokenPools keys(problem.num_kv_heads(), problem.head_dim(), params.tokens_per_key());
+  keys.append(problem.k);
   TokenPools queries(problem.num_heads(), problem.head_dim(), params.tokens_per_query());
   queries.append(problem.q);
   const Sketch sketch(params, problem.layer, problem.head_dim());
@@ -246,56 +313,43 @@ BlockScores SketchWalkPolicy::score_decode(const ScoreContext& context, WalkStat
   std::vector<double> score;
   if (params.aggregation == Aggregation::kPerHead) {
     auto& state = *std::any_cast<std::shared_ptr<QueryWindowCache>&>(cache.value);
-    std::vector<double> row;
-    const Matrix& a = update_query_window(context, params, state, row);
+    const std::vector<double> row = update_query_window(context, params, state);
     const StageTimer timer(context.times, Stage::kWalk);
-    score = walk_row(row, a, walk);
+    const auto times = [&](const std::vector<double>& x) { return state.transition.times(x); };
+    score = walk_row(row, times, walk);
   } else {
     auto& state = *std::any_cast<std::shared_ptr<BlockMeanCache>&>(cache.value);
     const Matrix w = update_block_means(context, params, state);
     const StageTimer timer(context.times, Stage::kWalk);
-    score = walk_row({w.row(c).begin(), w.row(c).end()}, w, walk);
+    const auto times = [&](const std::vector<double>& x) {
+      std::vector<double> product(x.size(), 0.0);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const std::span<const double> from = w.row(static_cast<std::int64_t>(i));
+        for (std::size_t j = 0; j < x.size(); ++j) product[j] += x[i] * from[j];
+      }
+      return product;
+    };
+    score = walk_row({w.row(c).begin(), w.row(c).end()}, times, walk);
   }
   BlockScores scores{1, Matrix(1, c + 1)};
   std::copy(score.begin(), score.end(), scores.values.row(0).begin());
   return scores;
 }
 
-Matrix& SketchWalkPolicy::update_query_window(const ScoreContext& context,
-                                              const SketchParams& params, QueryWindowCache& cache,
-                                              std::vector<double>& row) const {
+std::vector<double> SketchWalkPolicy::update_query_window(const ScoreContext& context,
+                                                          const SketchParams& params,
+                                                          QueryWindowCache& cache) const {
   const AttentionProblem& problem = context.problem;
   {
     const StageTimer timer(context.times, Stage::kPool);
-    cache.window = last_tokens(cache.window, problem.q, options_.query_window);
-    cache.keys.append(problem.k.tokens_slice(cache.keys.tokens(), problem.tokens()));
+    cache.window.add_keys(problem.k.tokens_slice(cache.window.tokens(), problem.tokens()));
+    cache.window.add_queries(problem.q);
   }
   const StageTimer timer(context.times, Stage::kSketch);
-  row = context.backend.query_row(cache.window.view(), cache.keys, params, problem.layer);
-  const auto b = static_cast<std::int64_t>(row.size());
-  const std::int64_t c = b - 1;
-  Matrix& a = cache.transition;
-  if (a.rows() < b) {
-    Matrix grown(b, b);
-    for (std::int64_t i = 0; i < a.rows(); ++i) {
-      std::copy(a.row(i).begin(), a.row(i).end(), grown.row(i).begin());
-    }
-    for (std::int64_t i = a.rows(); i < b; ++i) {
-      std::copy(row.begin(), row.end(), grown.row(i).begin());
-    }
-    a = std::move(grown);
-  }
+  std::vector<double> row = cache.window.block_row();
   const std::int64_t step = (problem.tokens() - 1) % params.block;
-  const double alpha = 1.0 / static_cast<double>(step + 1);
-  const auto normalize = [](std::span<double> values) {
-    const double total = std::accumulate(values.begin(), values.end(), 0.0);
-    for (double& x : values) x /= total;
-  };
-  for (std::int64_t j = 0; j < b; ++j) a(c, j) = (1.0 - alpha) * a(c, j) + alpha * row[j];
-  normalize(a.row(c));
-  for (std::int64_t i = 0; i < b; ++i) a(i, c) = (1.0 - alpha) * a(i, c) + alpha * row[i];
-  for (std::int64_t i = 0; i < b; ++i) normalize(a.row(i));
-  return a;
+  cache.transition.mix(row, 1.0 / static_cast<double>(step + 1));
+  return row;
 }
 
 Matrix SketchWalkPolicy::update_block_means(const ScoreContext& context, const SketchParams& params,
@@ -358,16 +412,9 @@ Matrix SketchWalkPolicy::update_block_means(const ScoreContext& context, const S
   return w;
 }
 
-std::vector<double> SketchWalkPolicy::walk_row(const std::vector<double>& row,
-                                               const Matrix& transition, WalkState& walk) const {
-  const auto times = [&](const std::vector<double>& x) {
-    std::vector<double> product(x.size(), 0.0);
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      const std::span<const double> from = transition.row(static_cast<std::int64_t>(i));
-      for (std::size_t j = 0; j < x.size(); ++j) product[j] += x[i] * from[j];
-    }
-    return product;
-  };
+template <class Times>
+std::vector<double> SketchWalkPolicy::walk_row(const std::vector<double>& row, const Times& times,
+                                               WalkState& walk) const {
   if (options_.walk == Walk::kDamped) {
     std::vector<double> state = row;
     if (options_.damping == 0.0) return state;
@@ -388,6 +435,19 @@ std::vector<double> SketchWalkPolicy::walk_row(const std::vector<double>& row,
   return walk.row;
 }
 
+/// The preset comes first, wherever it stands: it sets the other options' defaults.
+SketchWalkOptions parse_form(const MethodSpec& spec) {
+  SketchWalkOptions preset(Preset::kRelease);
+  OptionSet preset_set = preset.bind();
+  for (const auto& [name, value] : spec.options) {
+    if (name == "preset") apply_options({spec.name, {{name, value}}}, preset_set);
+  }
+  SketchWalkOptions options(preset.preset);
+  OptionSet set = options.bind();
+  apply_options(spec, set);
+  return options;
+}
+
 }  // namespace
 
 PolicyEntry sketchwalk_entry() {
@@ -401,17 +461,17 @@ PolicyEntry sketchwalk_entry() {
                               defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
-            // The preset comes first, wherever it stands: it sets the other options' defaults.
-            SketchWalkOptions preset(Preset::kRelease);
-            OptionSet preset_set = preset.bind();
-            for (const auto& [name, value] : spec.options) {
-              if (name == "preset") apply_options({spec.name, {{name, value}}}, preset_set);
-            }
-            SketchWalkOptions options(preset.preset);
-            OptionSet set = options.bind();
-            apply_options(spec, set);
-            return std::make_unique<SketchWalkPolicy>(options, seed);
+            return std::make_unique<SketchWalkPolicy>(parse_form(spec), seed);
           }};
+}
+
+std::optional<SketchWalkForm> sketchwalk_form(const std::string& text, std::uint64_t seed) {
+  const MethodSpec spec = MethodSpec::parse(text);
+  if (spec.name != "sketchwalk") return std::nullopt;
+  SketchWalkOptions options = parse_form(spec);
+  options.sketch.seed = seed;
+  return SketchWalkForm{options.sketch, options.walk,   options.damping,
+                        options.degree, options.budget, options.query_window};
 }
 
 }  // namespace sw

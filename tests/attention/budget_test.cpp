@@ -49,6 +49,78 @@ TEST(Budget, MatchedRealisesTheRequestedDensity) {
   }
 }
 
+// kTopP keeps the forced blocks and then the fewest best ones that reach the share.
+TEST(Budget, TopPKeepsTheFewestBlocksThatReachTheShare) {
+  const BlockGeometry g{8, 32, 40};  // one row of five candidates
+  BlockScores scores{1, Matrix(1, 5)};
+  const double values[] = {1, 4, 2, 8, 5};
+  std::copy(std::begin(values), std::end(values), scores.values.row(0).begin());
+  const auto kept = [&](double p, Budget::Forced forced, std::int64_t min_blocks = 1) {
+    Budget budget;
+    budget.kind = Budget::Kind::kTopP;
+    budget.top_p = p;
+    budget.forced = forced;
+    budget.min_blocks = min_blocks;
+    const BlockSelection s = select_blocks(scores, g, budget, 0.1, Phase::kPrefill);
+    return std::vector<std::int32_t>(s.blocks(0, 0).begin(), s.blocks(0, 0).end());
+  };
+  using Blocks = std::vector<std::int32_t>;
+  EXPECT_EQ(kept(0.25, Budget::Forced::kDiagonal), Blocks({4}));
+  EXPECT_EQ(kept(0.3, Budget::Forced::kSinkBlock), Blocks({0, 4}));
+  EXPECT_EQ(kept(0.64, Budget::Forced::kDiagonal), Blocks({3, 4}));
+  EXPECT_EQ(kept(0.66, Budget::Forced::kDiagonal), Blocks({1, 3, 4}));
+  EXPECT_EQ(kept(0.25, Budget::Forced::kDiagonal, 3), Blocks({1, 3, 4}));
+  EXPECT_EQ(kept(1.0, Budget::Forced::kDiagonal), Blocks({0, 1, 2, 3, 4}));
+}
+
+TEST(Budget, MarkedKeepsWhatScoresAboveZero) {
+  const BlockGeometry g{8, 32, 40};  // one row of five candidates
+  BlockScores scores{1, Matrix(1, 5)};
+  scores.values(0, 1) = 2.0;
+  scores.values(0, 2) = 0.5;
+  Budget budget;
+  budget.kind = Budget::Kind::kMarked;
+  const BlockSelection s = select_blocks(scores, g, budget, 0.1, Phase::kPrefill);
+  EXPECT_EQ(std::vector<std::int32_t>(s.blocks(0, 0).begin(), s.blocks(0, 0).end()),
+            std::vector<std::int32_t>({1, 2, 4}));
+}
+
+TEST(Budget, RecentHalfAndSinkBlock) {
+  const BlockGeometry g{8, 72, 80};  // one row of ten candidates
+  BlockScores scores{1, Matrix(1, 10)};
+  for (int j = 0; j < 10; ++j) scores.values(0, j) = 10 - j;
+  const auto kept = [&](Budget::Forced forced, double density) {
+    Budget budget;
+    budget.forced = forced;
+    const BlockSelection s = select_blocks(scores, g, budget, density, Phase::kDecode);
+    return std::vector<std::int32_t>(s.blocks(0, 0).begin(), s.blocks(0, 0).end());
+  };
+  using Blocks = std::vector<std::int32_t>;  // 0.4 gives four blocks
+  EXPECT_EQ(kept(Budget::Forced::kRecentHalf, 0.4), Blocks({0, 1, 8, 9}));
+  EXPECT_EQ(kept(Budget::Forced::kSinkBlock, 0.4), Blocks({0, 1, 2, 9}));
+  EXPECT_EQ(kept(Budget::Forced::kSinkBlock, 0.1), Blocks({9}));
+  EXPECT_EQ(kept(Budget::Forced::kRecentHalf, 0.1), Blocks({9}));
+}
+
+// The last rows attend densely, the others pay for it; a dense phase needs no scores.
+TEST(Budget, DenseRowsAndPhases) {
+  const BlockGeometry g{8, 0, 8 * 128};
+  Budget budget;
+  budget.forced = Budget::Forced::kSinkAndRecent;
+  budget.dense_last_rows = 2;
+  budget.dense_phase = Phase::kDecode;
+  const BlockSelection s = select_blocks({}, g, budget, 0.2, Phase::kPrefill);
+  EXPECT_NEAR(s.count().density(), 0.2, 0.005);
+  EXPECT_EQ(s.count_row(0, 126).density(), 1.0);
+  EXPECT_EQ(s.count_row(0, 127).density(), 1.0);
+  EXPECT_LT(s.count_row(0, 125).density(), 0.2);
+  // Less than the dense rows hold: the others keep their own block.
+  const BlockSelection least = select_blocks({}, g, budget, 0.01, Phase::kPrefill);
+  EXPECT_EQ(least.blocks(0, 125).size(), 1u);
+  const BlockGeometry step{8, 1023, 1024};
+  EXPECT_EQ(select_blocks({}, step, budget, 0.2, Phase::kDecode).count().density(), 1.0);
+}
+
 // With a floor, a row keeps max(m, floor) of its blocks; at three or more a sink is among them.
 TEST(Budget, MinBlocksHoldsTheFloorOfEarlyRows) {
   SplitMix64 rng(13);
@@ -66,7 +138,9 @@ TEST(Budget, MinBlocksHoldsTheFloorOfEarlyRows) {
       EXPECT_EQ(
           floored.blocks(0, r).size(),
           std::max<std::size_t>(m, static_cast<std::size_t>(std::min<std::int64_t>(4, r + 1))));
-      if (forced != Budget::Forced::kDiagonal) EXPECT_EQ(floored.blocks(0, r).front(), 0);
+      if (forced != Budget::Forced::kDiagonal) {
+        EXPECT_EQ(floored.blocks(0, r).front(), 0);
+      }
     }
   }
 }

@@ -7,8 +7,10 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "core/rng.hpp"
+#include "kernels/attention_cases.hpp"
 #include "kernels/cpu/backend.hpp"
-#include "kernels/cpu/tile.hpp"
+#include "kernels/cpu/isa.hpp"
 #include "kernels/reference/backend.hpp"
 #include "support/golden_file.hpp"
 
@@ -16,6 +18,11 @@ namespace sw {
 namespace {
 
 using nlohmann::json;
+
+using testing::largest_logit_magnitude;
+using testing::random_selection;
+using testing::random_tensor;
+using testing::weight_error;
 
 BlockSelection selection_of(const json& given, const BlockGeometry& geometry) {
   BlockSelection selection(geometry, given.at("groups"));
@@ -79,46 +86,6 @@ TEST(ReferenceAttention, MatchesTheGoldens) {
   }
 }
 
-HeadsTensor random_tensor(SplitMix64& rng, DType dtype, std::int64_t heads, std::int64_t tokens,
-                          std::int64_t dim, double scale) {
-  HeadsTensor x(dtype, heads, tokens, dim);
-  std::vector<float> row(static_cast<std::size_t>(dim));
-  for (std::int64_t h = 0; h < heads; ++h) {
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      for (float& value : row) value = static_cast<float>(scale * rng.normal());
-      if (t % 17 == 3) row[0] = -0.0f;
-      if (t % 19 == 5) row[1] = 1e-40f;  // denormal in f32
-      convert_from_float(
-          row.data(), dtype, dim,
-          x.data() + (h * tokens + t) * dim * static_cast<std::int64_t>(dtype_size(dtype)));
-    }
-  }
-  return x;
-}
-
-BlockSelection random_selection(SplitMix64& rng, const BlockGeometry& geometry, std::int64_t groups,
-                                bool token_parts) {
-  BlockSelection selection(geometry, groups);
-  for (std::int64_t g = 0; g < groups; ++g) {
-    for (std::int64_t r = 0; r < geometry.rows(); ++r) {
-      std::vector<std::int32_t> blocks;
-      const std::uint64_t style = rng.below(4);  // only the diagonal, full, or a random share
-      for (std::int64_t j = 0; j < geometry.first_row() + r; ++j) {
-        if (style == 1 || (style > 1 && rng.below(3) == 0)) {
-          blocks.push_back(static_cast<std::int32_t>(j));
-        }
-      }
-      blocks.push_back(static_cast<std::int32_t>(geometry.first_row() + r));
-      selection.append_row(blocks, std::vector<Part>(blocks.size(), Part::kScored));
-    }
-  }
-  if (token_parts) {
-    selection.set_token_parts(static_cast<std::int64_t>(rng.below(70)),
-                              static_cast<std::int64_t>(rng.below(40)));
-  }
-  return selection;
-}
-
 class CpuPathTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
@@ -134,122 +101,315 @@ class CpuPathTest : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(CpuPathTest, IsTheOneThatRuns) {
-  EXPECT_EQ(backend_->detail().rfind(GetParam(), 0), 0u) << backend_->detail();
+  EXPECT_EQ(backend_->detail().rfind(std::string(GetParam()) + ",", 0), 0u) << backend_->detail();
 }
 
-/// Error bound of one output element and of the log-sum-exp, for logits of magnitude at most x:
-/// a logit is a sum of `dim` f32 products, wrong by at most (dim + 2) u sum|q_i k_i| <= (dim + 2) u
-/// x' with x' = the sum of magnitudes; typical rounding is the square root of that. Exponentials
-/// carry the logit's absolute error plus 2e-7; sums over n keys add log2(n) + n/64 roundings.
-/// Weights are relative errors of a convex combination of values, so that an output is wrong by at
-/// most twice the weight error times max|v|.
-double weight_error(double sum_of_magnitudes, std::int64_t dim, std::int64_t tokens) {
-  const double u = 0x1p-24;
-  return std::sqrt(static_cast<double>(dim) + 2.0) * 4.0 * u * sum_of_magnitudes + 4e-7 +
-         (64.0 + static_cast<double>(tokens) / 64.0) * u;
-}
+/// What bf16 arithmetic adds (tile.hpp): exponentials wrong by 3.1e-6, and weights rounded to 8
+/// bits for the product with V only.
+constexpr double kBf16Exponential = 3.1e-6;
+constexpr double kBf16Weight = 0x1p-9;
 
-double largest_logit_magnitude(const AttentionProblem& p) {
-  double largest = 0.0;
-  std::vector<float> q(static_cast<std::size_t>(p.head_dim()));
-  std::vector<float> k(q.size());
-  for (std::int64_t h = 0; h < p.num_heads(); ++h) {
-    for (std::int64_t i = 0; i < p.queries(); ++i) {
-      p.q.load_row(h, i, q.data());
-      for (std::int64_t t = 0; t < p.tokens(); ++t) {
-        p.k.load_row(h / p.group(), t, k.data());
-        double sum = 0.0;
-        for (std::size_t j = 0; j < q.size(); ++j) sum += std::fabs(double{q[j]} * k[j]);
-        largest = std::max(largest, sum * p.scale());
+/// A random problem and selection, computed by the path under test and by the reference.
+struct Comparison {
+  const Backend& backend;
+  const Backend& reference;
+  const cpu::Isa& isa;
+  SplitMix64& rng;
+
+  void run(DType dtype, std::int64_t dim, double logit_scale) {
+    const std::int64_t kv_heads = 1 + static_cast<std::int64_t>(rng.below(2));
+    const std::int64_t heads = kv_heads * (1 + static_cast<std::int64_t>(rng.below(6)));
+    const std::int64_t tokens = 1 + static_cast<std::int64_t>(rng.below(150));
+    // A whole prefill, a decode step, or a chunk of a prefill.
+    const std::uint64_t kind = rng.below(3);
+    const std::int64_t begin =
+        kind == 0   ? 0
+        : kind == 1 ? tokens - 1
+                    : static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(tokens)));
+    const std::int64_t block = std::int64_t{8} << rng.below(5);
+    // q.k / sqrt(d) has standard deviation s_q s_k.
+    const double each = std::sqrt(logit_scale);
+    const HeadsTensor q = random_tensor(rng, dtype, heads, tokens, dim, each);
+    const HeadsTensor k = random_tensor(rng, dtype, kv_heads, tokens, dim, each);
+    const HeadsTensor v = random_tensor(rng, dtype, kv_heads, tokens, dim, 1.0);
+    const AttentionProblem problem{q.view().tokens_slice(begin, tokens), k.view(), v.view(), 0};
+    const std::int64_t groups[] = {1, kv_heads, heads};
+    const BlockSelection selection =
+        random_selection(rng, problem.geometry(block), groups[rng.below(3)], rng.below(2) == 0);
+    compare(problem, selection);
+  }
+
+  void compare(const AttentionProblem& problem, const BlockSelection& selection) const {
+    const std::int64_t dim = problem.head_dim();
+    const bool bf16 = problem.k.dtype == DType::kBf16 && isa.bf16_tile != nullptr;
+    const double tolerance = weight_error(largest_logit_magnitude(problem), dim, problem.tokens()) +
+                             (bf16 ? kBf16Exponential : 0.0);
+    // |v| stays below 6 in samples of this size.
+    const double out_tolerance = 12.0 * tolerance + (bf16 ? 6.0 * kBf16Weight : 0.0);
+    AttentionOutput want;
+    AttentionOutput got;
+    const auto compare_outputs = [&] {
+      for (std::size_t i = 0; i < want.lse.size(); ++i) {
+        ASSERT_NEAR(got.lse[i], want.lse[i], tolerance);
       }
+      for (std::int64_t i = 0; i < want.out.elements(); ++i) {
+        ASSERT_NEAR(got.out.row<float>(0, 0)[i], want.out.row<float>(0, 0)[i], out_tolerance);
+      }
+    };
+    reference.attend(problem, selection, want);
+    got.reserve(problem);
+    std::fill_n(got.out.row<float>(0, 0), got.out.elements(), std::nanf(""));
+    backend.attend(problem, selection, got);
+    compare_outputs();
+    BlockMass want_mass;
+    BlockMass got_mass;
+    reference.attend_dense(problem, selection.geometry(), want, want_mass);
+    backend.attend_dense(problem, selection.geometry(), got, got_mass);
+    compare_outputs();
+    for (std::size_t i = 0; i < want_mass.values.size(); ++i) {
+      ASSERT_NEAR(got_mass.values[i], want_mass.values[i], 2.0 * tolerance);
     }
   }
-  return largest;
-}
+};
+
+constexpr DType kTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 
 TEST_P(CpuPathTest, AgreesWithTheReference) {
   SplitMix64 rng(42);
+  Comparison comparison{*backend_, *reference_, cpu::find_isa(GetParam()), rng};
+  static constexpr double kLogitScales[] = {0.0, 1.0, 1e4};
   for (std::int64_t dim = 8; dim <= 256; dim += 8) {
-    for (const double logit_scale : {0.0, 1.0, 1e4}) {
-      SCOPED_TRACE("dim " + std::to_string(dim) + ", logits " + std::to_string(logit_scale));
-      static constexpr DType kTypes[] = {DType::kBf16, DType::kF16, DType::kF32};
-      const DType dtype = kTypes[rng.below(3)];
-      const std::int64_t kv_heads = 1 + static_cast<std::int64_t>(rng.below(2));
-      const std::int64_t heads = kv_heads * (1 + static_cast<std::int64_t>(rng.below(5)));
-      const std::int64_t tokens = 1 + static_cast<std::int64_t>(rng.below(150));
-      const bool decode = rng.below(3) == 0;
-      const std::int64_t begin = decode ? tokens - 1 : 0;
-      const std::int64_t block = std::int64_t{8} << rng.below(5);
-      // q.k / sqrt(d) has standard deviation s_q s_k.
-      const double each = std::sqrt(logit_scale);
-      const HeadsTensor q = random_tensor(rng, dtype, heads, tokens, dim, each);
-      const HeadsTensor k = random_tensor(rng, dtype, kv_heads, tokens, dim, each);
-      const HeadsTensor v = random_tensor(rng, dtype, kv_heads, tokens, dim, 1.0);
-      const AttentionProblem problem{q.view().tokens_slice(begin, tokens), k.view(), v.view(), 0};
-      const BlockGeometry geometry = problem.geometry(block);
-      const std::int64_t groups[] = {1, kv_heads, heads};
-      const BlockSelection selection =
-          random_selection(rng, geometry, groups[rng.below(3)], rng.below(2) == 0);
+    for (int type = 0; type < 3; ++type) {
+      const double logit_scale = kLogitScales[(dim / 8 + type) % 3];
+      SCOPED_TRACE(std::string(dtype_name(kTypes[type])) + ", dim " + std::to_string(dim) +
+                   ", logits " + std::to_string(logit_scale));
+      comparison.run(kTypes[type], dim, logit_scale);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
 
+TEST_P(CpuPathTest, AgreesWithTheReferenceAtDimsThatFillNoVector) {
+  SplitMix64 rng(43);
+  Comparison comparison{*backend_, *reference_, cpu::find_isa(GetParam()), rng};
+  for (const std::int64_t dim : {1, 2, 7, 20, 33, 65, 79}) {
+    for (const DType dtype : kTypes) {
+      SCOPED_TRACE(std::string(dtype_name(dtype)) + ", dim " + std::to_string(dim));
+      comparison.run(dtype, dim, 1.0);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+/// Tensors as [tokens, heads, dim], with not-a-number in the gaps between the rows of a head.
+TEST_P(CpuPathTest, ReadsNothingBetweenTheRowsOfAStridedTensor) {
+  SplitMix64 rng(44);
+  const Comparison comparison{*backend_, *reference_, cpu::find_isa(GetParam()), rng};
+  constexpr std::int64_t kTokens = 77;
+  constexpr std::int64_t kHeads = 2;
+  constexpr std::int64_t kDim = 40;
+  for (const DType dtype : kTypes) {
+    const HeadsTensor dense = random_tensor(rng, dtype, kHeads, kTokens, kDim, 1.0);
+    const std::size_t row_bytes = kDim * dtype_size(dtype);
+    std::vector<std::byte> storage(kTokens * kHeads * 2 * row_bytes, std::byte{0xff});
+    HeadsView strided = dense.view();
+    strided.data = storage.data();
+    strided.head_stride = 2 * kDim;
+    strided.token_stride = kHeads * 2 * kDim;
+    for (std::int64_t h = 0; h < kHeads; ++h) {
+      for (std::int64_t t = 0; t < kTokens; ++t) {
+        std::copy_n(static_cast<const std::byte*>(dense.view().row(h, t)), row_bytes,
+                    const_cast<std::byte*>(static_cast<const std::byte*>(strided.row(h, t))));
+      }
+    }
+    for (const std::int64_t begin : {std::int64_t{0}, kTokens - 1}) {
+      const AttentionProblem problem{strided.tokens_slice(begin, kTokens), strided, strided, 0};
+      comparison.compare(problem, random_selection(rng, problem.geometry(16), 1, false));
+    }
+  }
+}
+
+/// bf16 arithmetic shows itself by the rounded weights, and is for bf16 tensors alone.
+TEST_P(CpuPathTest, UsesBf16ArithmeticForBf16TensorsOnly) {
+  const bool has_bf16 = std::string(GetParam()) == "avx512_bf16";
+  ASSERT_EQ(cpu::find_isa(GetParam()).bf16_tile != nullptr, has_bf16);
+  for (const std::int64_t queries : {1, 90}) {
+    for (const DType dtype : kTypes) {
+      SplitMix64 rng(45);
+      const HeadsTensor q = random_tensor(rng, dtype, 2, queries, 64, 1.0);
+      const HeadsTensor k = random_tensor(rng, dtype, 1, 90, 64, 1.0);
+      const HeadsTensor v = random_tensor(rng, dtype, 1, 90, 64, 1.0);
+      const AttentionProblem problem{q.view(), k.view(), v.view(), 0};
       AttentionOutput want;
       AttentionOutput got;
-      const double tolerance = weight_error(largest_logit_magnitude(problem), dim, tokens);
-      const auto compare = [&] {
-        for (std::size_t i = 0; i < want.lse.size(); ++i) {
-          ASSERT_NEAR(got.lse[i], want.lse[i], tolerance);
-        }
-        for (std::int64_t i = 0; i < want.out.elements(); ++i) {
-          // |v| stays below 6 in samples of this size.
-          ASSERT_NEAR(got.out.row<float>(0, 0)[i], want.out.row<float>(0, 0)[i], 12.0 * tolerance);
-        }
-      };
-      reference_->attend(problem, selection, want);
-      std::fill_n(got.out.row<float>(0, 0), got.out.elements(), std::nanf(""));
-      backend_->attend(problem, selection, got);
-      compare();
-      BlockMass want_mass;
-      BlockMass got_mass;
-      reference_->attend_dense(problem, geometry, want, want_mass);
-      backend_->attend_dense(problem, geometry, got, got_mass);
-      compare();
-      for (std::size_t i = 0; i < want_mass.values.size(); ++i) {
-        ASSERT_NEAR(got_mass.values[i], want_mass.values[i], 2.0 * tolerance);
+      reference_->attend(problem, BlockSelection::dense(problem.geometry(64)), want);
+      backend_->attend(problem, BlockSelection::dense(problem.geometry(64)), got);
+      double error = 0.0;
+      for (std::int64_t i = 0; i < want.out.elements(); ++i) {
+        error = std::max(error, std::fabs(double{got.out.row<float>(0, 0)[i]} -
+                                          double{want.out.row<float>(0, 0)[i]}));
+      }
+      EXPECT_EQ(error > 1e-5, has_bf16 && dtype == DType::kBf16)
+          << dtype_name(dtype) << ", " << queries << " queries: " << error;
+    }
+  }
+}
+
+TEST_P(CpuPathTest, TransitionAgreesWithTheReference) {
+  SplitMix64 rng(46);
+  for (int i = 0; i < 24; ++i) {
+    const DType dtype = kTypes[i % 3];
+    const std::int64_t kv_heads = 1 + static_cast<std::int64_t>(rng.below(2));
+    const std::int64_t heads = kv_heads * (1 + static_cast<std::int64_t>(rng.below(4)));
+    const std::int64_t tokens = 1 + static_cast<std::int64_t>(rng.below(700));
+    const std::int64_t dim = 8 * (1 + static_cast<std::int64_t>(rng.below(16)));
+    const HeadsTensor q = random_tensor(rng, dtype, heads, tokens, dim, 3.0);
+    const HeadsTensor k = random_tensor(rng, dtype, kv_heads, tokens, dim, 3.0);
+    const AttentionProblem problem{q.view(), k.view(), k.view(), i};
+    SketchParams params;
+    params.block = 16;
+    params.unbiased = true;
+    params.temperature = 1.0;
+    params.causal = rng.below(2) == 0;
+    params.partial_mean = rng.below(2) == 0;
+    params.sharpness = rng.below(2) == 0 ? 1.0 : 8.0;
+    params.sketch_dim = rng.below(2) == 0 ? 0 : 8;
+    params.query_pool = rng.below(2) == 0 ? 0 : 4;
+    params.key_pool = i % 4 == 3 ? 4 : 0;
+    if (rng.below(2) == 0) params.aggregation = SketchParams::Aggregation::kHeadMean;
+    SCOPED_TRACE("case " + std::to_string(i));
+    const Matrix want = reference_->transition(problem, params, nullptr);
+    const Matrix got = backend_->transition(problem, params, nullptr);
+    // Pools and scores are fp64, but finer pools of keys go through f32 tiles; a power of 8
+    // multiplies relative errors by 8.
+    const double tolerance = params.key_pool > 0 ? 1e-4 : 1e-10;
+    for (std::int64_t r = 0; r < want.rows(); ++r) {
+      for (std::int64_t c = 0; c < want.cols(); ++c) {
+        ASSERT_NEAR(got(r, c), want(r, c), tolerance * std::fabs(want(r, c)) + 1e-30);
       }
     }
   }
+}
+
+TEST_P(CpuPathTest, WalksAgreeWithTheirDefinition) {
+  SplitMix64 rng(47);
+  for (const std::int64_t b : {1, 5, 31, 64, 97, 300}) {
+    for (int kind = 0; kind < 4; ++kind) {
+      const auto random_matrix = [&](bool lower) {
+        Matrix x(b, b);
+        for (std::int64_t i = 0; i < b; ++i) {
+          for (std::int64_t j = 0; j < (lower ? i + 1 : b); ++j)
+            x(i, j) = rng.uniform() / double(b);
+        }
+        return x;
+      };
+      const Matrix a = random_matrix((kind & 1) != 0);
+      const Matrix state = random_matrix((kind & 2) != 0);
+      const auto compare = [&](const Matrix& got, const Matrix& want) {
+        for (std::int64_t i = 0; i < b; ++i) {
+          for (std::int64_t j = 0; j < b; ++j) {
+            // Sums of b non-negative products, in another order.
+            ASSERT_NEAR(got(i, j), want(i, j), double(b + 8) * 0x1p-52 * want(i, j))
+                << i << " " << j;
+          }
+        }
+      };
+      for (const Matrix* previous : {static_cast<const Matrix*>(nullptr), &state}) {
+        compare(backend_->damped_walk(a, previous, 0.25, 3),
+                reference_->damped_walk(a, previous, 0.25, 3));
+        compare(backend_->product_walk(a, previous), reference_->product_walk(a, previous));
+      }
+    }
+  }
+}
+
+TEST_P(CpuPathTest, ExponentialsAreExactToTheirBound) {
+  const cpu::ScoreKernel& kernel = *cpu::find_isa(GetParam()).scores;
+  SplitMix64 rng(48);
+  std::vector<double> x(10007);
+  for (double& value : x) value = 3.0 - std::exp(12.0 * rng.uniform() - 5.0);
+  x[0] = 3.0;
+  x[1] = -705.5;
+  x[2] = -800.0;
+  std::vector<double> y = x;
+  const double total = kernel.exponentials(y.data(), std::ssize(y), 3.0);
+  double want_total = 0.0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double want = x[i] - 3.0 < -708.0 ? 0.0 : std::exp(x[i] - 3.0);
+    ASSERT_NEAR(y[i], want, 1e-15 * want) << x[i];
+    want_total += want;
+  }
+  EXPECT_NEAR(total, want_total, 1e-12 * want_total);
 }
 
 TEST_P(CpuPathTest, ResultsDoNotDependOnTheThreadCount) {
   SplitMix64 rng(7);
-  const HeadsTensor q = random_tensor(rng, DType::kBf16, 6, 333, 64, 1.0);
-  const HeadsTensor k = random_tensor(rng, DType::kBf16, 2, 333, 64, 1.0);
-  const HeadsTensor v = random_tensor(rng, DType::kBf16, 2, 333, 64, 1.0);
-  const AttentionProblem problem{q.view(), k.view(), v.view(), 3};
-  const BlockGeometry geometry = problem.geometry(32);
   const int before = num_threads();
-  std::vector<AttentionOutput> outputs(3);
-  std::vector<BlockMass> masses(3);
-  std::vector<Matrix> transitions;
-  for (int i = 0; i < 3; ++i) {
-    set_num_threads(i == 2 ? 5 : i + 1);
-    backend_->attend_dense(problem, geometry, outputs[i], masses[i]);
-    SketchParams params;
-    params.block = 32;
-    params.key_pool = 8;
-    transitions.push_back(backend_->transition(problem, params, nullptr));
+  for (const DType dtype : kTypes) {
+    const HeadsTensor q = random_tensor(rng, dtype, 6, 1333, 64, 1.0);
+    const HeadsTensor k = random_tensor(rng, dtype, 2, 1333, 64, 1.0);
+    const HeadsTensor v = random_tensor(rng, dtype, 2, 1333, 64, 1.0);
+    const AttentionProblem problem{q.view().tokens_slice(1000, 1333), k.view(), v.view(), 3};
+    const AttentionProblem step{q.view().tokens_slice(1332, 1333), k.view(), v.view(), 3};
+    const AttentionProblem whole{q.view(), k.view(), v.view(), 3};
+    std::vector<AttentionOutput> outputs(6);
+    std::vector<BlockMass> masses(6);
+    std::vector<Matrix> matrices[4];
+    for (int i = 0; i < 3; ++i) {
+      set_num_threads(i == 2 ? 5 : i + 1);
+      backend_->attend_dense(problem, problem.geometry(32), outputs[i], masses[i]);
+      backend_->attend_dense(step, step.geometry(32), outputs[3 + i], masses[3 + i]);
+      SketchParams params;
+      params.block = 8;
+      matrices[0].push_back(backend_->transition(whole, params, nullptr));
+      params.key_pool = 2;
+      matrices[1].push_back(backend_->transition(whole, params, nullptr));
+      const Matrix& a = matrices[0].back();
+      matrices[2].push_back(backend_->damped_walk(a, nullptr, 0.25, 3));
+      matrices[3].push_back(backend_->product_walk(a, &a));
+    }
+    for (const int first : {0, 3}) {
+      for (int i = first + 1; i < first + 3; ++i) {
+        EXPECT_EQ(outputs[i].lse, outputs[first].lse);
+        EXPECT_EQ(masses[i].values, masses[first].values);
+        EXPECT_TRUE(std::equal(outputs[first].out.data(),
+                               outputs[first].out.data() + outputs[first].out.bytes(),
+                               outputs[i].out.data()));
+      }
+    }
+    for (const auto& same : matrices) {
+      for (int i = 1; i < 3; ++i) {
+        EXPECT_TRUE(
+            std::equal(same[0].values().begin(), same[0].values().end(), same[i].values().begin()));
+      }
+    }
   }
   set_num_threads(before);
-  for (int i = 1; i < 3; ++i) {
-    EXPECT_EQ(outputs[i].lse, outputs[0].lse);
-    EXPECT_EQ(masses[i].values, masses[0].values);
-    EXPECT_TRUE(std::equal(outputs[0].out.data(), outputs[0].out.data() + outputs[0].out.bytes(),
-                           outputs[i].out.data()));
-    EXPECT_TRUE(std::equal(transitions[0].values().begin(), transitions[0].values().end(),
-                           transitions[i].values().begin()));
+}
+
+TEST(CpuBackend, SumsPoolsAlikeInEveryInstructionSet) {
+  SplitMix64 rng(49);
+  for (const DType dtype : kTypes) {
+    for (const std::int64_t dim : {1, 40, 129}) {
+      const HeadsTensor x = random_tensor(rng, dtype, 1, 64, dim, 1.0);
+      std::vector<double> want(static_cast<std::size_t>(dim), 0.0);
+      std::vector<float> row(want.size());
+      for (std::int64_t t = 0; t < 64; ++t) {
+        x.view().load_row(0, t, row.data());
+        for (std::size_t j = 0; j < row.size(); ++j) want[j] += double{row[j]};
+      }
+      for (const cpu::Isa& isa : cpu::available_isas()) {
+        std::vector<double> sum(want.size(), 0.0);
+        isa.scores->add_rows({x.data(), dtype, dim, 64, static_cast<std::int32_t>(dim)},
+                             sum.data());
+        EXPECT_EQ(sum, want) << isa.name;
+      }
+    }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, CpuPathTest, ::testing::Values("portable", "avx2", "avx512"),
+INSTANTIATE_TEST_SUITE_P(Isa, CpuPathTest,
+                         ::testing::Values("portable", "avx2", "avx512", "avx512_bf16"),
                          [](const auto& isa) { return std::string(isa.param); });
 
 TEST(CpuBackend, RefusesUnknownInstructionSets) {

@@ -69,8 +69,9 @@ TEST_F(SwEval, BackendsAndContainers) {
   EXPECT_EQ(out.at("cells")[0].at("metrics"), out.at("cells")[1].at("metrics"));
   EXPECT_EQ(out.at("summary").size(), 1u);
   const CommandResult cuda = trace("--backend cuda -o cuda");
+  if (cuda.code == 0) return;  // there is a GPU
   EXPECT_EQ(cuda.code, 1);
-  expect_contains(cuda, "no CUDA attention kernels");
+  expect_contains(cuda, "use --backend cpu");
 }
 
 TEST_F(SwEval, JsonOnStandardOutput) {

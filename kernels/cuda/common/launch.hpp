@@ -5,7 +5,7 @@
 /// What kernels share on the host side: element types and stated costs.
 namespace sw::cuda {
 
-enum class Element { kBf16, kF16 };
+enum class Element { kBf16, kF16, kF32 };
 
 /// What one launch must do at least: operations (a multiply-add is two) of the work that it was
 /// asked for, and bytes with each input read once and each output written once. The profiler turns

@@ -1,0 +1,194 @@
+#include "kernels/cpu/decode_attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "core/parallel.hpp"
+#include "kernels/cpu/aligned.hpp"
+
+namespace sw::cpu {
+namespace {
+
+/// Keys of a part: enough to hide the hand-over between threads, ...
+constexpr std::int64_t kPartKeys = 512;
+/// ... and so many that merging the parts of a head costs little.
+constexpr std::int64_t kMostParts = 64;
+
+/// At most kTileKeys consecutive visible keys of one block.
+struct Run {
+  std::int64_t block;
+  std::int64_t begin;
+  std::int64_t count;
+};
+
+/// A share of the keys of the query heads [head_begin, head_end), which have one KV head and one
+/// row set in common.
+struct Part {
+  std::int64_t head_begin;
+  std::int64_t head_end;
+  std::int64_t row_set;
+  std::int64_t run_begin;
+  std::int64_t run_end;
+};
+
+/// Buffers of one thread.
+struct Workspace {
+  LineVector<std::byte> q, k, v;
+  LineVector<float> s;
+};
+
+std::vector<Run> visible_runs(const BlockSelection& selection, std::int64_t row_set) {
+  const BlockGeometry& g = selection.geometry();
+  const std::int64_t query = g.tokens - 1;
+  const auto kept = selection.blocks(row_set, 0);
+  std::vector<Run> runs;
+  const auto add = [&](std::int64_t block, std::int64_t begin, std::int64_t end) {
+    for (; begin < end; begin += kTileKeys) {
+      runs.push_back({block, begin, std::min<std::int64_t>(end - begin, kTileKeys)});
+    }
+  };
+  for (const std::int32_t j : selection.touched_blocks(row_set, 0)) {
+    const std::int64_t begin = j * g.block;
+    const std::int64_t end = begin + g.block_tokens(j);
+    if (std::binary_search(kept.begin(), kept.end(), j)) {
+      add(j, begin, end);
+      continue;
+    }
+    const std::int64_t sink_end = std::clamp(selection.token_sink(), begin, end);
+    const std::int64_t window = std::clamp(query - selection.token_window() + 1, sink_end, end);
+    add(j, begin, sink_end);
+    add(j, window, end);
+  }
+  return runs;
+}
+
+}  // namespace
+
+void attend_one_query(const AttentionProblem& problem, const BlockSelection& selection,
+                      const Isa& isa, AttentionOutput& output, BlockMass* mass) {
+  const DecodeKernel& kernel = isa.decode(problem);
+  const std::size_t element = dtype_size(kernel.element);
+  const std::int64_t dim = problem.head_dim();
+  const std::int64_t padded = (dim + kDecodeStrip - 1) / kDecodeStrip * kDecodeStrip;
+  const std::int64_t heads_per_set = problem.num_heads() / selection.groups();
+  const std::int64_t heads_per_part = std::min(problem.group(), heads_per_set);
+
+  std::vector<std::vector<Run>> runs;
+  for (std::int64_t s = 0; s < selection.groups(); ++s) runs.push_back(visible_runs(selection, s));
+  std::vector<Part> parts;
+  for (std::int64_t h = 0; h < problem.num_heads(); h += heads_per_part) {
+    const std::int64_t set = h / heads_per_set;
+    const std::int64_t count = std::ssize(runs[static_cast<std::size_t>(set)]);
+    const std::int64_t each =
+        std::max(kPartKeys / kTileKeys, (count + kMostParts - 1) / kMostParts);
+    for (std::int64_t r = 0; r < count; r += each) {
+      parts.push_back({h, h + heads_per_part, set, r, std::min(r + each, count)});
+    }
+  }
+
+  // State of every (part, head): base, sum, output; and sum and base of every tile for masses.
+  const auto states = parts.size() * static_cast<std::size_t>(heads_per_part);
+  LineVector<float> base(states, -std::numeric_limits<float>::infinity());
+  LineVector<float> sum(states, 0.0f);
+  LineVector<float> out(states * static_cast<std::size_t>(padded), 0.0f);
+  std::vector<std::vector<float>> tile_sums(parts.size());
+  std::vector<std::vector<float>> tile_bases(parts.size());
+
+  std::vector<Workspace> workspaces(static_cast<std::size_t>(num_threads()));
+  parallel_for(std::ssize(parts), [&](std::int64_t index, int thread) {
+    const Part& part = parts[static_cast<std::size_t>(index)];
+    const Run* run = runs[static_cast<std::size_t>(part.row_set)].data();
+    const std::int64_t heads = part.head_end - part.head_begin;
+    const std::int64_t kv_head = part.head_begin / problem.group();
+    Workspace& w = workspaces[static_cast<std::size_t>(thread)];
+    w.q.resize(static_cast<std::size_t>(heads * padded * kPackedQueryBytes));
+    w.s.resize(static_cast<std::size_t>(heads * kTileKeys));
+    std::vector<float> converted(static_cast<std::size_t>(dim));
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const void* row = problem.q.row(part.head_begin + h, 0);
+      if (problem.q.dtype != kernel.element) {
+        problem.q.load_row(part.head_begin + h, 0, converted.data());
+        row = converted.data();
+      }
+      kernel.pack_query(row, static_cast<std::int32_t>(dim),
+                        w.q.data() + h * padded * kPackedQueryBytes);
+    }
+    const auto state = static_cast<std::size_t>(index * heads_per_part);
+    const auto tiles = static_cast<std::size_t>((part.run_end - part.run_begin) * heads);
+    tile_sums[static_cast<std::size_t>(index)].resize(tiles);
+    tile_bases[static_cast<std::size_t>(index)].resize(tiles);
+    DecodeTile tile{};
+    tile.q = w.q.data();
+    tile.heads = static_cast<std::int32_t>(heads);
+    tile.scale = static_cast<float>(problem.scale() * std::numbers::log2e);
+    tile.s = w.s.data();
+    tile.m = base.data() + state;
+    tile.l = sum.data() + state;
+    tile.o = out.data() + state * static_cast<std::size_t>(padded);
+    tile.tile_sum = tile_sums[static_cast<std::size_t>(index)].data();
+    tile.tile_base = tile_bases[static_cast<std::size_t>(index)].data();
+    // Rows in the elements of the kernel: where they are, or converted.
+    const auto rows = [&](const HeadsView& x, const Run& r, LineVector<std::byte>& buffer) {
+      TokenRows in{x.row(kv_head, r.begin), x.dtype, x.token_stride,
+                   static_cast<std::int32_t>(r.count), static_cast<std::int32_t>(dim)};
+      if (x.dtype == kernel.element) return in;
+      buffer.resize(static_cast<std::size_t>(kTileKeys * dim) * element);
+      isa.f32_tile->pack_keys(in, buffer.data());
+      return TokenRows{buffer.data(), kernel.element, dim, in.count, in.dim};
+    };
+    for (std::int64_t r = part.run_begin; r < part.run_end; ++r) {
+      tile.k = rows(problem.k, run[r], w.k);
+      tile.v = rows(problem.v, run[r], w.v);
+      // The CPU reads ahead by itself within consecutive rows.
+      tile.next_count = 0;
+      if (r + 1 < part.run_end && run[r + 1].begin != run[r].begin + run[r].count) {
+        tile.next_k = problem.k.row(kv_head, run[r + 1].begin);
+        tile.next_v = problem.v.row(kv_head, run[r + 1].begin);
+        tile.next_count = static_cast<std::int32_t>(run[r + 1].count);
+      }
+      kernel.run(tile);
+      tile.tile_sum += heads;
+      tile.tile_base += heads;
+    }
+  });
+
+  for (std::int64_t h = 0; h < problem.num_heads(); ++h) {
+    const std::int64_t within = h % heads_per_part;
+    const auto of_head = [&](const Part& part) { return part.head_begin == h - within; };
+    const auto state = [&](std::size_t p) {
+      return p * static_cast<std::size_t>(heads_per_part) + static_cast<std::size_t>(within);
+    };
+    float top = -std::numeric_limits<float>::infinity();
+    for (std::size_t p = 0; p < parts.size(); ++p) {
+      if (of_head(parts[p])) top = std::max(top, base[state(p)]);
+    }
+    float total = 0.0f;
+    float* row = output.out.row<float>(h, 0);
+    std::fill_n(row, dim, 0.0f);
+    for (std::size_t p = 0; p < parts.size(); ++p) {
+      if (!of_head(parts[p])) continue;
+      const float weight = std::exp2(base[state(p)] - top);
+      const float* from = out.data() + state(p) * static_cast<std::size_t>(padded);
+      total += weight * sum[state(p)];
+      for (std::int64_t j = 0; j < dim; ++j) row[j] += weight * from[j];
+    }
+    for (std::int64_t j = 0; j < dim; ++j) row[j] /= total;
+    output.lse[static_cast<std::size_t>(h)] =
+        (double{top} + std::log2(double{total})) * std::numbers::ln2;
+    if (mass == nullptr) continue;
+    for (std::size_t p = 0; p < parts.size(); ++p) {
+      if (!of_head(parts[p])) continue;
+      const Run* run = runs[static_cast<std::size_t>(parts[p].row_set)].data();
+      for (std::int64_t r = parts[p].run_begin; r < parts[p].run_end; ++r) {
+        const auto i = static_cast<std::size_t>((r - parts[p].run_begin) * heads_per_part + within);
+        mass->row(h, 0)[static_cast<std::size_t>(run[r].block)] +=
+            tile_sums[p][i] * std::exp2(tile_bases[p][i] - top) / total;
+      }
+    }
+  }
+}
+
+}  // namespace sw::cpu

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/tile.hpp"
+
+/// What selection computes, in fp64 throughout: sums of pooled tokens, matrix products for scores
+/// and walks, exponentials of softmax rows.
+namespace sw::cpu {
+
+/// Row-major, rows `stride` elements apart.
+struct ConstMatrix {
+  const double* data;
+  std::int64_t stride;
+};
+
+struct ScoreKernel {
+  /// sum[dim] += the rows, one after the other: the same in every instruction set.
+  void (*add_rows)(const TokenRows& rows, double* sum);
+  /// c [rows][cols] := a [rows][depth] b [depth][cols]. Each element is a sum in ascending order of
+  /// depth within groups of 256, so that it does not depend on how the rows are dealt out.
+  void (*multiply)(ConstMatrix a, ConstMatrix b, std::int64_t rows, std::int64_t depth,
+                   std::int64_t cols, double* c, std::int64_t c_stride);
+  /// x[i] := exp(x[i] - largest), with x[i] <= largest; returns their sum. Relative error below
+  /// 1e-15 each, and exactly 0 where x[i] - largest < -708.
+  double (*exponentials)(double* x, std::int64_t count, double largest);
+};
+
+extern const ScoreKernel kPortableScores;
+extern const ScoreKernel kAvx2Scores;
+extern const ScoreKernel kAvx512Scores;
+
+}  // namespace sw::cpu

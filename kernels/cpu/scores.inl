@@ -1,0 +1,168 @@
+// Body of the selection kernels, included once by each scores_<isa>.cpp, with SW_ROWS and
+// SW_VECTORS (register block of the matrix product) set.
+#include "kernels/cpu/vector.inl"
+
+namespace sw::cpu {
+namespace {
+
+constexpr int kDoubles = kWidth / 2;
+constexpr int kPanel = SW_VECTORS * kDoubles;  // columns of a register block
+constexpr int kDepth = 256;                    // rows of b that stay in the cache
+typedef double DoubleVec __attribute__((vector_size(SW_VECTOR_BYTES)));
+typedef std::int64_t LongVec __attribute__((vector_size(SW_VECTOR_BYTES)));
+typedef double MemDoubleVec __attribute__((vector_size(SW_VECTOR_BYTES), aligned(8), may_alias));
+// As many f32 or 16-bit elements as make a vector of doubles.
+typedef float HalfVec __attribute__((vector_size(SW_VECTOR_BYTES / 2)));
+typedef std::int32_t HalfIntVec __attribute__((vector_size(SW_VECTOR_BYTES / 2)));
+typedef float MemHalfVec __attribute__((vector_size(SW_VECTOR_BYTES / 2), aligned(4), may_alias));
+typedef std::uint16_t MemHalfWordVec
+    __attribute__((vector_size(SW_VECTOR_BYTES / 4), aligned(2), may_alias));
+
+inline DoubleVec load(const double* p) { return *reinterpret_cast<const MemDoubleVec*>(p); }
+inline void store(double* p, DoubleVec x) { *reinterpret_cast<MemDoubleVec*>(p) = x; }
+
+template <DType Type>
+inline DoubleVec load_doubles(const void* data, std::int64_t index) {
+  if constexpr (Type == DType::kF32) {
+    const auto* p = static_cast<const float*>(data) + index;
+    return __builtin_convertvector(*reinterpret_cast<const MemHalfVec*>(p), DoubleVec);
+  } else {
+    const auto* p = static_cast<const std::uint16_t*>(data) + index;
+    const HalfIntVec bits =
+        __builtin_convertvector(*reinterpret_cast<const MemHalfWordVec*>(p), HalfIntVec);
+    const HalfVec value =
+        Type == DType::kBf16 ? reinterpret_cast<HalfVec>(bits << 16) : half_to_float<HalfVec>(bits);
+    return __builtin_convertvector(value, DoubleVec);
+  }
+}
+
+template <DType Type>
+void add_rows_of(const TokenRows& rows, double* sum) {
+  int j = 0;
+  for (; j + 4 * kDoubles <= rows.dim; j += 4 * kDoubles) {
+    DoubleVec x[4];
+    for (int u = 0; u < 4; ++u) x[u] = load(sum + j + u * kDoubles);
+    for (int i = 0; i < rows.count; ++i) {
+      for (int u = 0; u < 4; ++u) {
+        x[u] += load_doubles<Type>(rows.data, i * rows.stride + j + u * kDoubles);
+      }
+    }
+    for (int u = 0; u < 4; ++u) store(sum + j + u * kDoubles, x[u]);
+  }
+  for (; j < rows.dim; ++j) {
+    for (int i = 0; i < rows.count; ++i) {
+      sum[j] += double{element_as_float(rows.data, Type, i * rows.stride + j)};
+    }
+  }
+}
+
+void add_rows(const TokenRows& rows, double* sum) {
+  switch (rows.dtype) {
+    case DType::kBf16:
+      return add_rows_of<DType::kBf16>(rows, sum);
+    case DType::kF16:
+      return add_rows_of<DType::kF16>(rows, sum);
+    default:
+      return add_rows_of<DType::kF32>(rows, sum);
+  }
+}
+
+/// c [Rows][kPanel] (+)= a [Rows][depth] panel [depth][kPanel].
+template <int Rows>
+inline void multiply_block(ConstMatrix a, const double* panel, int depth, bool accumulate,
+                           double* c, std::int64_t c_stride) {
+  DoubleVec sum[Rows][SW_VECTORS] = {};
+  for (int k = 0; k < depth; ++k) {
+    DoubleVec row[SW_VECTORS];
+    for (int x = 0; x < SW_VECTORS; ++x) row[x] = load(panel + k * kPanel + x * kDoubles);
+    for (int i = 0; i < Rows; ++i) {
+      const DoubleVec factor = DoubleVec{} + a.data[i * a.stride + k];
+      for (int x = 0; x < SW_VECTORS; ++x) sum[i][x] += factor * row[x];
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int x = 0; x < SW_VECTORS; ++x) {
+      double* to = c + i * c_stride + x * kDoubles;
+      store(to, accumulate ? load(to) + sum[i][x] : sum[i][x]);
+    }
+  }
+}
+
+void multiply(ConstMatrix a, ConstMatrix b, std::int64_t rows, std::int64_t depth,
+              std::int64_t cols, double* c, std::int64_t c_stride) {
+  alignas(64) double panel[kDepth * kPanel];
+  alignas(64) double edge[SW_ROWS * kPanel];
+  for (std::int64_t k = 0; k < depth; k += kDepth) {
+    const int count = static_cast<int>(depth - k < kDepth ? depth - k : kDepth);
+    for (std::int64_t j = 0; j < cols; j += kPanel) {
+      const int width = static_cast<int>(cols - j < kPanel ? cols - j : kPanel);
+      for (int r = 0; r < count; ++r) {
+        const double* from = b.data + (k + r) * b.stride + j;
+        for (int x = 0; x < kPanel; ++x) panel[r * kPanel + x] = x < width ? from[x] : 0.0;
+      }
+      std::int64_t i = 0;
+      const auto block = [&]<int Rows>() {
+        const ConstMatrix part = {a.data + i * a.stride + k, a.stride};
+        double* to = c + i * c_stride + j;
+        if (width == kPanel) {
+          multiply_block<Rows>(part, panel, count, k > 0, to, c_stride);
+          return;
+        }
+        multiply_block<Rows>(part, panel, count, false, edge, kPanel);
+        for (int r = 0; r < Rows; ++r) {
+          for (int x = 0; x < width; ++x) {
+            to[r * c_stride + x] = edge[r * kPanel + x] + (k > 0 ? to[r * c_stride + x] : 0.0);
+          }
+        }
+      };
+      for (; i + SW_ROWS <= rows; i += SW_ROWS) block.template operator()<SW_ROWS>();
+      for (; i < rows; ++i) block.template operator()<1>();
+    }
+  }
+}
+
+/// e^x for x <= 0, 0 below -708.
+inline DoubleVec exp_nonpositive(DoubleVec x) {
+  const DoubleVec clamped = x < -708.0 ? DoubleVec{} - 708.0 : x;
+  // 1.5 * 2^52 rounds to an integer in the low bits; ln 2 in two parts keeps the rest exact.
+  const DoubleVec shifted = clamped * 1.4426950408889634 + 6755399441055744.0;
+  const DoubleVec n = shifted - 6755399441055744.0;
+  const DoubleVec r = (clamped - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+  // Taylor series: 1 / k!.
+  DoubleVec y = DoubleVec{} + 1.6059043836821613e-10;
+  y = y * r + 2.08767569878681e-09;
+  y = y * r + 2.505210838544172e-08;
+  y = y * r + 2.755731922398589e-07;
+  y = y * r + 2.7557319223985893e-06;
+  y = y * r + 2.48015873015873e-05;
+  y = y * r + 0.0001984126984126984;
+  y = y * r + 0.001388888888888889;
+  y = y * r + 0.008333333333333333;
+  y = y * r + 0.041666666666666664;
+  y = y * r + 0.16666666666666666;
+  y = y * r + 0.5;
+  y = y * r + 1.0;
+  y = y * r + 1.0;
+  const LongVec result = reinterpret_cast<LongVec>(y) + (reinterpret_cast<LongVec>(shifted) << 52);
+  return x < -708.0 ? DoubleVec{} : reinterpret_cast<DoubleVec>(result);
+}
+
+double exponentials(double* x, std::int64_t count, double largest) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < count; i += kDoubles) {
+    const int used = static_cast<int>(count - i < kDoubles ? count - i : kDoubles);
+    double part[kDoubles] = {};
+    for (int u = 0; u < used; ++u) part[u] = x[i + u] - largest;
+    store(part, exp_nonpositive(load(part)));
+    for (int u = 0; u < used; ++u) {
+      x[i + u] = part[u];
+      sum += part[u];
+    }
+  }
+  return sum;
+}
+
+constexpr ScoreKernel kScores = {add_rows, multiply, exponentials};
+
+}  // namespace
+}  // namespace sw::cpu

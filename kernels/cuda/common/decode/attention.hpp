@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/common/buffer.hpp"
+#include "kernels/cuda/common/decode/budget.hpp"
+#include "kernels/cuda/common/launch.hpp"
+
+/// Attention of one query token a sequence over selected key blocks of its cache (sketchwalk.md
+/// section 4 and 5), for a batch of sequences of different lengths. The time is that of reading
+/// the selected keys and values once: the query heads of a KV head share the rows of one matrix
+/// instruction, the 64-token tiles of all sequences and heads are dealt out evenly to a fixed
+/// number of thread blocks, and the last one to finish a head merges the parts in a fixed order.
+/// Lengths, lists and counts are read on the device, so a launch can be captured in a graph, and
+/// the same inputs give the same bits.
+namespace sw::cuda {
+
+/// Keys and values of a batch, [batch, kv_heads, tokens, head_dim] with strides in elements, equal
+/// for K and V. Paged when `pages` is set: page p holds tokens of one block, and block j of
+/// sequence s lies in page pages[s * pages_stride + j]; `page_stride` takes the place of
+/// `sequence_stride`. Rows start at multiples of 16 bytes.
+struct KvCache {
+  Element element = Element::kBf16;
+  int batch = 1;
+  int kv_heads = 1;
+  int head_dim = 128;  ///< 64, 128 or 256
+  int block = 64;      ///< B: 64 or 128
+  const void* k = nullptr;
+  const void* v = nullptr;
+  std::int64_t sequence_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t token_stride = 0;
+  const std::int32_t* pages = nullptr;
+  std::int64_t pages_stride = 0;
+  std::int64_t page_stride = 0;
+  /// Context length n of each sequence, on the device; the query stands at position n - 1.
+  const std::int32_t* lengths = nullptr;
+};
+
+/// Lists of key blocks in device memory: set g of sequence s has counts[s * sets + g] entries at
+/// blocks[(s * sets + g) * capacity]. An entry j >= 0 is a block with all of its tokens visible;
+/// ~j (negative) is a block of which only the tokens below `token_sink` are. In any order, unique.
+struct DecodeList {
+  const std::int32_t* blocks = nullptr;
+  const std::int32_t* counts = nullptr;
+  int sets = 1;  ///< 1, kv_heads or num_heads
+  int capacity = 0;
+};
+
+/// Which blocks a launch attends to.
+struct DecodeBlocks {
+  enum class Kind {
+    kDense,   ///< all
+    kList,    ///< those of `list`
+    kForced,  ///< sink and window of `budget`; the result is kept for the next launch
+    kScored,  ///< entries of `list` after the forced ones, joined with the launch before (kForced)
+  };
+  Kind kind = Kind::kDense;
+  DecodeList list;
+  DecodeBudget budget;      ///< kForced, kScored, and the token-level sink of kList
+  bool token_sink = false;  ///< kList: whether the list has partly visible blocks
+};
+
+class DecodeAttention {
+ public:
+  /// Allocates the workspace: 2 partial results of 16 x head_dim floats for each thread block of a
+  /// launch. `shape` gives element, batch, kv_heads, head_dim and block. Throws
+  /// Error(kUnsupported) for a head_dim, block or number of heads that is not supported (at most 16
+  /// query heads a KV head), and for a GPU below compute capability 8.0.
+  DecodeAttention(const KvCache& shape, int num_heads);
+
+  /// q and out: [batch, num_heads, head_dim] of the cache's element type, contiguous. lse, natural
+  /// logarithm, [batch, num_heads], may be null. Launches one kernel on `stream` and returns.
+  /// kForced writes neither out nor lse. Throws Error(kResource) when the launch fails.
+  void run(const KvCache& cache, const void* q, const DecodeBlocks& blocks, void* out, float* lse,
+           cudaStream_t stream);
+
+  /// Bytes of the selected keys and values (kept blocks a head and sequence), q and out; FLOPs of
+  /// the two products.
+  KernelCost cost(std::int64_t blocks) const;
+  int num_heads() const { return num_heads_; }
+
+ private:
+  KvCache shape_;
+  int num_heads_ = 0;
+  int multiprocessors_ = 0;
+  DeviceBuffer<float> partial_;     ///< [2 * thread blocks, rows, head_dim] unnormalised sums
+  DeviceBuffer<float> partial_ml_;  ///< [2 * thread blocks, rows, 2] maximum and sum
+  DeviceBuffer<float> carry_;       ///< [batch * units, rows, head_dim] of kForced
+  DeviceBuffer<float> carry_ml_;
+  DeviceBuffer<unsigned> arrivals_;  ///< [batch * num_heads] parts that are complete
+};
+
+}  // namespace sw::cuda

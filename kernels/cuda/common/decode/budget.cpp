@@ -1,0 +1,26 @@
+#include "kernels/cuda/common/decode/budget.hpp"
+
+#include "core/error.hpp"
+
+namespace sw::cuda {
+
+DecodeBudget make_decode_budget(const Budget& budget, double density) {
+  if (budget.kind == Budget::Kind::kAll || budget.forced != Budget::Forced::kSinkAndWindow) {
+    throw Error(ErrorKind::kUnsupported,
+                "the CUDA decode path selects by the budgets matched, fixed and release, with sink "
+                "and window blocks",
+                "use --backend cpu for this policy");
+  }
+  DecodeBudget result;
+  result.kind = budget.kind;
+  result.density = density;
+  result.min_blocks = static_cast<int>(budget.min_blocks);
+  result.tau = static_cast<int>(budget.tau);
+  result.window_frac = budget.window_frac;
+  result.sink_frac = budget.sink_frac;
+  result.quantile = 1.0 - budget.kfrac;
+  result.release_sink_bug = budget.release_sink_bug;
+  return result;
+}
+
+}  // namespace sw::cuda

@@ -1,0 +1,3 @@
+#include "kernels/cuda/sm80/kernels.cuh"
+
+template struct sw::cuda::sm80::Kernels<96>;

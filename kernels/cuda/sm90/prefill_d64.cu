@@ -1,0 +1,8 @@
+#include "kernels/cuda/sm90/prefill_kernel.cuh"
+
+namespace sw::cuda {
+
+template PrefillInstance prefill_instance<Element::kBf16, 64>(int warpgroups, bool masked);
+template PrefillInstance prefill_instance<Element::kF16, 64>(int warpgroups, bool masked);
+
+}  // namespace sw::cuda

@@ -1,0 +1,2 @@
+#define SW_ROW_KERNELS portable_row_kernels
+#include "model/row_kernels.inl"

@@ -1,0 +1,133 @@
+#include "policy/head_scores.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "core/parallel.hpp"
+#include "policy/registry.hpp"
+
+namespace sw {
+
+void add_granularity(OptionSet& set, Granularity& granularity) {
+  set.add<Granularity>("granularity", granularity,
+                       {{"layer", Granularity::kLayer},
+                        {"kv_head", Granularity::kKvHead},
+                        {"head", Granularity::kHead}},
+                       "what shares one selection; masses are summed over its heads");
+}
+
+std::int64_t row_sets(Granularity granularity, const AttentionProblem& problem) {
+  switch (granularity) {
+    case Granularity::kLayer:
+      return 1;
+    case Granularity::kKvHead:
+      return problem.num_kv_heads();
+    default:
+      return problem.num_heads();
+  }
+}
+
+void ScoreOptions::add_selection(OptionSet& set) {
+  add_granularity(set, granularity);
+  set.add<Budget::Forced>("forced", budget.forced,
+                          {{"diagonal", Budget::Forced::kDiagonal},
+                           {"sink_block", Budget::Forced::kSinkBlock},
+                           {"sink_window", Budget::Forced::kSinkAndWindow},
+                           {"recent_half", Budget::Forced::kRecentHalf}},
+                          "what a row keeps beside its own block: nothing, the first block, the "
+                          "sink and window of the matched budget, or its most recent half");
+  add_min_blocks(set, budget.min_blocks);
+  set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
+}
+
+void ScoreOptions::add_budget(OptionSet& set) {
+  set.add<Budget::Kind>("budget", budget.kind,
+                        {{"matched", Budget::Kind::kMatched}, {"top_p", Budget::Kind::kTopP}},
+                        "blocks of a row: by density, or as many as hold the share top_p of the "
+                        "estimated mass, whatever the density");
+  set.add("top_p", budget.top_p, 0.0, 1.0, true, "budget=top_p: share of the estimated mass");
+}
+
+BlockScores add_head_estimates(const ScoreContext& context, Granularity granularity,
+                               const RowEstimate& estimate) {
+  const BlockGeometry& geometry = context.geometry;
+  const std::int64_t rows = geometry.rows();
+  const std::int64_t heads = context.problem.num_heads();
+  BlockScores scores;
+  scores.groups = row_sets(granularity, context.problem);
+  scores.values = Matrix(scores.groups * rows, geometry.key_blocks());
+  const std::int64_t heads_per_set = heads / scores.groups;
+  parallel_for(rows, [&](std::int64_t index, int) {
+    const std::int64_t r = rows - 1 - index;
+    std::vector<double> mass(static_cast<std::size_t>(geometry.first_row() + r + 1));
+    for (std::int64_t h = 0; h < heads; ++h) {
+      std::fill(mass.begin(), mass.end(), 0.0);
+      estimate(h, r, mass);
+      const std::span<double> sum = scores.values.row(h / heads_per_set * rows + r);
+      for (std::size_t j = 0; j < mass.size(); ++j) sum[j] += mass[j];
+    }
+  });
+  return scores;
+}
+
+void softmax(std::span<double> x) {
+  const double largest = *std::max_element(x.begin(), x.end());
+  double total = 0.0;
+  for (double& value : x) total += value = std::exp(value - largest);
+  for (double& value : x) value /= total;
+}
+
+void normalize(std::span<double> x) {
+  const double total = std::accumulate(x.begin(), x.end(), 0.0);
+  if (total == 0.0) return;
+  for (double& value : x) value /= total;
+}
+
+double log_sum_exp(std::span<const double> x) {
+  if (x.empty()) return -std::numeric_limits<double>::infinity();
+  const double largest = *std::max_element(x.begin(), x.end());
+  double sum = 0.0;
+  for (const double value : x) sum += std::exp(value - largest);
+  return largest + std::log(sum);
+}
+
+float dot(const float* x, const float* y, std::int64_t n) {
+  constexpr std::int64_t kLanes = 16;
+  float partial[kLanes] = {};
+  const std::int64_t whole = n / kLanes * kLanes;
+  for (std::int64_t i = 0; i < whole; i += kLanes) {
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) partial[lane] += x[i + lane] * y[i + lane];
+  }
+  for (std::int64_t i = whole; i < n; ++i) partial[i - whole] += x[i] * y[i];
+  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (std::int64_t lane = 0; lane < width; ++lane) partial[lane] += partial[lane + width];
+  }
+  return partial[0];
+}
+
+std::vector<float> load_tokens(const HeadsView& x, std::int64_t head, std::int64_t begin,
+                               std::int64_t end) {
+  std::vector<float> rows(static_cast<std::size_t>((end - begin) * x.dim));
+  for (std::int64_t t = begin; t < end; ++t) {
+    x.load_row(head, t, rows.data() + (t - begin) * x.dim);
+  }
+  return rows;
+}
+
+std::vector<float> mean_of_tokens(const HeadsView& x, std::int64_t head, std::int64_t begin,
+                                  std::int64_t end) {
+  std::vector<double> sum(static_cast<std::size_t>(x.dim), 0.0);
+  std::vector<float> row(sum.size());
+  for (std::int64_t t = begin; t < end; ++t) {
+    x.load_row(head, t, row.data());
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += row[i];
+  }
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    row[i] = static_cast<float>(sum[i] / static_cast<double>(end - begin));
+  }
+  return row;
+}
+
+}  // namespace sw

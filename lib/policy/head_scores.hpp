@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "attention/policy.hpp"
+#include "policy/options.hpp"
+
+/// What score-based policies share. Each query head estimates how its attention is distributed over
+/// the key blocks of a block row; the heads of a row set add up their estimates, so that the same
+/// score can select per head, per KV head or per layer. The estimates of a head sum to about 1, as
+/// attention does, which also gives the budget `top_p` its meaning.
+namespace sw {
+
+/// What shares one selection.
+enum class Granularity { kLayer, kKvHead, kHead };
+
+void add_granularity(OptionSet& set, Granularity& granularity);
+/// Row sets of a problem.
+std::int64_t row_sets(Granularity granularity, const AttentionProblem& problem);
+
+/// Options of every policy whose scores come from heads, with the defaults of its paper.
+struct ScoreOptions {
+  Granularity granularity = Granularity::kHead;
+  Budget budget;
+  std::int64_t dense_layers = 2;
+
+  /// granularity, forced, min_blocks and dense_layers.
+  void add_selection(OptionSet& set);
+  /// budget and top_p: for scores that are estimates of attention mass.
+  void add_budget(OptionSet& set);
+};
+
+/// Writes the estimate of query head `head` for row `row` (of the geometry) to `mass`, one entry a
+/// causal key block; `mass` comes in as zeros.
+using RowEstimate =
+    std::function<void(std::int64_t head, std::int64_t row, std::span<double> mass)>;
+
+/// Scores of all rows: the estimates of a row set's heads, added in ascending order. Rows run in
+/// parallel, the longest first.
+BlockScores add_head_estimates(const ScoreContext& context, Granularity granularity,
+                               const RowEstimate& estimate);
+
+/// exp(x - max) / sum, in place.
+void softmax(std::span<double> x);
+/// x / sum, in place; zeros stay zeros.
+void normalize(std::span<double> x);
+
+/// ln of the sum of exp(x); -infinity for no values.
+double log_sum_exp(std::span<const double> x);
+
+/// Inner product in f32, by 16 partial sums: relative error to sum |x y| at most about
+/// (n / 16 + 4) 2^-24.
+float dot(const float* x, const float* y, std::int64_t n);
+
+/// Tokens [begin, end) of one head as f32, row after row.
+std::vector<float> load_tokens(const HeadsView& x, std::int64_t head, std::int64_t begin,
+                               std::int64_t end);
+
+/// Mean of tokens [begin, end) of one head, summed in double.
+std::vector<float> mean_of_tokens(const HeadsView& x, std::int64_t head, std::int64_t begin,
+                                  std::int64_t end);
+
+}  // namespace sw

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/backend.hpp"
+#include "attention/sketch.hpp"
+#include "core/tensor.hpp"
+
+/// The distribution over key blocks of the last queries (sketchwalk.md section 5, step 2), kept up
+/// to date token by token. The keys of finished pools never change, so each query of the window
+/// keeps the exponentials of its logits with them, summed for each block; a step costs one query
+/// against all pools and all queries against the newest pool.
+namespace sw {
+
+class QueryWindow {
+ public:
+  /// The last `size` (>= 1) queries of `heads` heads of `dim` over keys of `kv_heads` heads.
+  QueryWindow(const SketchParams& params, std::int64_t layer, std::int64_t heads,
+              std::int64_t kv_heads, std::int64_t dim, std::int64_t size);
+
+  /// Keys seen so far.
+  std::int64_t tokens() const { return keys_.tokens(); }
+  /// Appends the keys [kv_heads, count, dim] of the next tokens.
+  void add_keys(const HeadsView& k);
+  /// Appends queries [heads, count, dim], of which the last `size` are kept.
+  void add_queries(const HeadsView& q);
+  /// Softmax over the pools of each head and query of the window, summed within blocks and over
+  /// heads and queries, and normalised to sum 1: [key blocks]. At least one key and one query.
+  std::vector<double> block_row() const;
+
+ private:
+  static constexpr std::int64_t kLanes = 16;  // pools whose sketches lie interleaved
+
+  /// One query of one head: its sketch, and its softmax over the finished pools as the largest
+  /// logit, and the sums of exp(logit - largest) in each block and in all of them.
+  struct Query {
+    std::vector<double> sketch;
+    double largest;
+    double total;
+    std::vector<double> blocks;
+  };
+
+  double logit(const Query& query, const double* key) const;
+  void finish_pool();
+  void score_finished(std::int64_t kv_head, Query& query) const;
+  static void add_logit(Query& query, std::int64_t block, double logit);
+  std::vector<double> key_sketch(std::int64_t kv_head, std::int64_t pool) const;
+
+  SketchParams params_;
+  Sketch sketch_;
+  double scale_;  // of the logits, with the temperature
+  std::int64_t size_;
+  std::int64_t pools_per_block_;
+  TokenPools keys_;
+  std::int64_t finished_ = 0;  // pools before the newest one
+  // A KV head: sketches of the finished pools, [groups, sketch dim, kLanes].
+  std::vector<std::vector<double>> finished_keys_;
+  std::int64_t next_ = 0;                    // slot of the next query
+  std::vector<std::vector<Query>> queries_;  // [heads][at most size]
+};
+
+}  // namespace sw

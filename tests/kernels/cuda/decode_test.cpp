@@ -1,0 +1,654 @@
+// Decode attention and selection on the GPU against the fp64 reference backend and the policy of
+// lib/policy, which define what they must give.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "attention/backend.hpp"
+#include "attention/budget.hpp"
+#include "core/dtype.hpp"
+#include "core/error.hpp"
+#include "core/rng.hpp"
+#include "kernels/cuda/common/decode/step.hpp"
+#include "kernels/cuda/device_test.hpp"
+#include "kernels/reference/backend.hpp"
+#include "policy/list.hpp"
+
+namespace sw::cuda {
+namespace {
+
+using Bits = std::vector<std::uint16_t>;
+
+std::uint16_t to_bits(float x, DType dtype) {
+  return dtype == DType::kBf16 ? to_bf16(x).bits : to_f16(x).bits;
+}
+
+float from_bits(std::uint16_t x, DType dtype) {
+  return dtype == DType::kBf16 ? to_float(Bf16{x}) : to_float(F16{x});
+}
+
+Bits random_bits(SplitMix64& rng, std::size_t count, double scale, DType dtype) {
+  Bits bits(count);
+  for (auto& x : bits) x = to_bits(static_cast<float>(scale * rng.normal()), dtype);
+  return bits;
+}
+
+Element element_of(DType dtype) { return dtype == DType::kBf16 ? Element::kBf16 : Element::kF16; }
+
+/// A batch of sequences with random contents, [batch, kv_heads, capacity, dim].
+struct Batch {
+  DType dtype;
+  int kv_heads, group, dim, block, capacity;
+  std::vector<std::int32_t> lengths;
+  Bits q, k, v;
+  double largest_value = 0.0;
+  DeviceBuffer<std::uint16_t> q_device, k_device, v_device;
+  DeviceBuffer<std::int32_t> lengths_device;
+
+  Batch(DType type, int kv, int g, int d, int b, int tokens, std::vector<std::int32_t> n,
+        std::uint64_t seed, double logit_scale = 1.0)
+      : dtype(type),
+        kv_heads(kv),
+        group(g),
+        dim(d),
+        block(b),
+        capacity(tokens),
+        lengths(std::move(n)) {
+    SplitMix64 rng(seed);
+    const std::size_t cells = lengths.size() * kv * capacity * d;
+    q = random_bits(rng, lengths.size() * kv * g * d, std::sqrt(logit_scale), type);
+    k = random_bits(rng, cells, std::sqrt(logit_scale), type);
+    v = random_bits(rng, cells, 1.0, type);
+    q_device = DeviceBuffer<std::uint16_t>(std::span<const std::uint16_t>(q));
+    k_device = DeviceBuffer<std::uint16_t>(std::span<const std::uint16_t>(k));
+    v_device = DeviceBuffer<std::uint16_t>(std::span<const std::uint16_t>(v));
+    lengths_device = DeviceBuffer<std::int32_t>(std::span<const std::int32_t>(lengths));
+    for (const auto x : v) {
+      largest_value = std::max<double>(largest_value, std::abs(from_bits(x, dtype)));
+    }
+  }
+
+  int batch() const { return static_cast<int>(lengths.size()); }
+  int num_heads() const { return kv_heads * group; }
+  KvCache cache() const {
+    KvCache c;
+    c.element = element_of(dtype);
+    c.batch = batch();
+    c.kv_heads = kv_heads;
+    c.head_dim = dim;
+    c.block = block;
+    c.k = k_device.data();
+    c.v = v_device.data();
+    c.token_stride = dim;
+    c.head_stride = static_cast<std::int64_t>(capacity) * dim;
+    c.sequence_stride = c.head_stride * kv_heads;
+    c.lengths = lengths_device.data();
+    return c;
+  }
+  HeadsView view(const Bits& bits, int s, std::int64_t tokens) const {
+    const auto stride = static_cast<std::int64_t>(capacity) * dim;
+    return {bits.data() + s * kv_heads * stride, dtype, kv_heads, tokens, dim, stride, dim};
+  }
+  AttentionProblem problem(int s, std::int64_t tokens) const {
+    AttentionProblem p;
+    p.q = {q.data() + static_cast<std::size_t>(s) * num_heads() * dim,
+           dtype,
+           num_heads(),
+           1,
+           dim,
+           dim,
+           dim};
+    p.k = view(k, s, tokens);
+    p.v = view(v, s, tokens);
+    return p;
+  }
+};
+
+struct Result {
+  Bits out;
+  std::vector<float> lse;
+};
+
+Result run(DecodeAttention& attention, const Batch& batch, const KvCache& cache,
+           const DecodeBlocks& blocks) {
+  const auto heads = static_cast<std::size_t>(batch.batch() * batch.num_heads());
+  DeviceBuffer<std::uint16_t> out(heads * batch.dim);
+  DeviceBuffer<float> lse(heads);
+  check(cudaMemset(out.data(), 0xff, out.bytes()), "poison");
+  check(cudaMemset(lse.data(), 0xff, lse.bytes()), "poison");
+  attention.run(cache, batch.q_device.data(), blocks, out.data(), lse.data(), nullptr);
+  synchronize(nullptr, "decode attention");
+  return {out.download(), lse.download()};
+}
+
+/// Error bounds: weights and output are rounded to the element type, logits to f32 (a sum of d
+/// products, and the multiplication by the scale), which moves a weight by that much of itself.
+void expect_near(const Batch& batch, int s, const Result& result, const AttentionOutput& expected,
+                 double largest_logit) {
+  const double unit = batch.dtype == DType::kBf16 ? 0x1p-9 : 0x1p-11;
+  const double logit = std::max(1.0, largest_logit) * 0x1p-24 * (std::log2(batch.dim) + 4);
+  const double tolerance = batch.largest_value * (2.0 * unit + 2.0 * logit + 0x1p-20);
+  for (int h = 0; h < batch.num_heads(); ++h) {
+    const auto head = static_cast<std::size_t>(s) * batch.num_heads() + h;
+    ASSERT_NEAR(result.lse[head], expected.lse[h],
+                2.0 * logit + 0x1p-20 * std::abs(expected.lse[h]))
+        << "sequence " << s << " head " << h << " n " << batch.lengths[s];
+    for (int i = 0; i < batch.dim; ++i) {
+      ASSERT_NEAR(from_bits(result.out[head * batch.dim + i], batch.dtype),
+                  expected.out.row<float>(h, 0)[i], tolerance)
+          << "sequence " << s << " head " << h << " element " << i << " n " << batch.lengths[s];
+    }
+  }
+}
+
+/// Bound of any logit of a sequence, and of the terms that make it: |q| |k| over sqrt(d).
+double largest_logit(const Batch& batch, int s) {
+  const auto longest = [&](const HeadsView& x) {
+    std::vector<float> row(batch.dim);
+    double largest = 0.0;
+    for (std::int64_t h = 0; h < x.heads; ++h) {
+      for (std::int64_t t = 0; t < x.tokens; ++t) {
+        x.load_row(h, t, row.data());
+        double norm = 0.0;
+        for (const float e : row) norm += static_cast<double>(e) * e;
+        largest = std::max(largest, norm);
+      }
+    }
+    return std::sqrt(largest);
+  };
+  const AttentionProblem p = batch.problem(s, batch.lengths[s]);
+  return longest(p.q) * longest(p.k) * p.scale();
+}
+
+/// Random lists with the current block, one to all of the others, in random order.
+struct Lists {
+  int sets = 1;
+  int capacity = 0;
+  std::vector<std::int32_t> blocks;
+  std::vector<std::int32_t> counts;
+  std::vector<BlockSelection> selections;  ///< of each sequence
+  DeviceBuffer<std::int32_t> blocks_device, counts_device;
+
+  Lists(const Batch& batch, int set_count, double density, std::uint64_t seed) : sets(set_count) {
+    SplitMix64 rng(seed);
+    capacity = (batch.capacity + batch.block - 1) / batch.block;
+    for (const std::int32_t n : batch.lengths) {
+      const BlockGeometry geometry{batch.block, n - 1, n};
+      BlockSelection selection(geometry, sets);
+      for (int set = 0; set < sets; ++set) {
+        std::vector<std::int32_t> row;
+        for (int j = 0; j + 1 < geometry.key_blocks(); ++j) {
+          if (rng.uniform() < density) row.push_back(j);
+        }
+        row.push_back(static_cast<std::int32_t>(geometry.key_blocks() - 1));
+        selection.append_row(row, std::vector<Part>(row.size(), Part::kScored));
+        for (std::size_t i = row.size() - 1; i > 0; --i) std::swap(row[i], row[rng.below(i + 1)]);
+        counts.push_back(static_cast<std::int32_t>(row.size()));
+        row.resize(capacity, -7);
+        blocks.insert(blocks.end(), row.begin(), row.end());
+      }
+      selections.push_back(std::move(selection));
+    }
+    blocks_device = DeviceBuffer<std::int32_t>(std::span<const std::int32_t>(blocks));
+    counts_device = DeviceBuffer<std::int32_t>(std::span<const std::int32_t>(counts));
+  }
+  DecodeBlocks decode_blocks() const {
+    DecodeBlocks b;
+    b.kind = DecodeBlocks::Kind::kList;
+    b.list = {blocks_device.data(), counts_device.data(), sets, capacity};
+    return b;
+  }
+};
+
+void expect_matches(const Batch& batch, const Result& result,
+                    const std::vector<BlockSelection>& selections) {
+  const auto reference = make_reference_backend();
+  for (int s = 0; s < batch.batch(); ++s) {
+    const AttentionProblem problem = batch.problem(s, batch.lengths[s]);
+    AttentionOutput expected;
+    reference->attend(problem, selections[s], expected);
+    expect_near(batch, s, result, expected, largest_logit(batch, s));
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+void check_attention(DType dtype, int kv_heads, int group, int dim, int block,
+                     const std::vector<std::int32_t>& lengths, double logit_scale,
+                     std::uint64_t seed) {
+  SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " kv " << kv_heads << " group " << group
+                                  << " dim " << dim << " block " << block << " logits "
+                                  << logit_scale);
+  const int capacity = *std::max_element(lengths.begin(), lengths.end()) + 5;
+  const Batch batch(dtype, kv_heads, group, dim, block, capacity, lengths, seed, logit_scale);
+  DecodeAttention attention(batch.cache(), batch.num_heads());
+
+  std::vector<BlockSelection> dense;
+  for (const std::int32_t n : lengths) dense.push_back(BlockSelection::dense({block, n - 1, n}));
+  expect_matches(batch, run(attention, batch, batch.cache(), {}), dense);
+  for (const int sets : {1, kv_heads, kv_heads * group}) {
+    for (const double density : {0.0, 0.3, 1.0}) {
+      const Lists lists(batch, sets, density, seed + 17);
+      const Result first = run(attention, batch, batch.cache(), lists.decode_blocks());
+      expect_matches(batch, first, lists.selections);
+      const Result again = run(attention, batch, batch.cache(), lists.decode_blocks());
+      EXPECT_EQ(first.out, again.out) << "not the same bits twice";
+      EXPECT_EQ(0, std::memcmp(first.lse.data(), again.lse.data(), 4 * first.lse.size()));
+    }
+  }
+}
+
+const std::vector<std::int32_t> kRagged = {1, 63, 64, 65, 127, 128, 129, 200, 1000, 17};
+
+TEST(CudaDecodeAttention, MatchesTheReference) {
+  SW_REQUIRE_GPU(8);
+  std::uint64_t seed = 1;
+  for (const DType dtype : {DType::kBf16, DType::kF16}) {
+    for (const int dim : {64, 128, 256}) {
+      for (const int group : {1, 4, 7, 16}) {
+        for (const int block : {64, 128}) {
+          check_attention(dtype, 2, group, dim, block, kRagged, 1.0, ++seed);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaDecodeAttention, LongContextOfOneSequenceIsSplit) {
+  SW_REQUIRE_GPU(8);
+  check_attention(DType::kBf16, 1, 8, 128, 64, {8191}, 1.0, 91);
+  check_attention(DType::kBf16, 8, 4, 128, 128, {8192, 100}, 1.0, 92);
+}
+
+TEST(CudaDecodeAttention, HugeLogits) {
+  SW_REQUIRE_GPU(8);
+  for (const DType dtype : {DType::kBf16, DType::kF16}) {
+    check_attention(dtype, 2, 4, 128, 64, kRagged, 1e4, 51);
+  }
+}
+
+TEST(CudaDecodeAttention, ManySequences) {
+  SW_REQUIRE_GPU(8);
+  std::vector<std::int32_t> lengths;
+  for (int s = 0; s < 64; ++s) lengths.push_back(1 + (s * 97) % 700);
+  check_attention(DType::kBf16, 2, 4, 64, 64, lengths, 1.0, 61);
+}
+
+TEST(CudaDecodeAttention, ShuffledPagesGiveTheSameBits) {
+  SW_REQUIRE_GPU(8);
+  for (const int block : {64, 128}) {
+    const Batch batch(DType::kBf16, 2, 4, 128, block, 1024, {1000, 65, 1, 512}, 7);
+    const int pages = 1024 / block;
+    const int total = pages * batch.batch();
+    SplitMix64 rng(3);
+    std::vector<std::int32_t> table(total);
+    for (int i = 0; i < total; ++i) table[i] = i;
+    for (int i = total - 1; i > 0; --i) std::swap(table[i], table[rng.below(i + 1)]);
+    // A page holds all heads: [page, kv_heads, block, dim].
+    Bits k(batch.k.size());
+    Bits v(batch.v.size());
+    const std::size_t run_length = static_cast<std::size_t>(block) * batch.dim;
+    for (int s = 0; s < batch.batch(); ++s) {
+      for (int j = 0; j < pages; ++j) {
+        for (int g = 0; g < batch.kv_heads; ++g) {
+          const std::size_t from =
+              ((static_cast<std::size_t>(s) * batch.kv_heads + g) * batch.capacity + j * block) *
+              batch.dim;
+          const std::size_t to =
+              (static_cast<std::size_t>(table[s * pages + j]) * batch.kv_heads + g) * run_length;
+          std::copy_n(batch.k.begin() + from, run_length, k.begin() + to);
+          std::copy_n(batch.v.begin() + from, run_length, v.begin() + to);
+        }
+      }
+    }
+    const DeviceBuffer<std::uint16_t> k_device{std::span<const std::uint16_t>(k)};
+    const DeviceBuffer<std::uint16_t> v_device{std::span<const std::uint16_t>(v)};
+    const DeviceBuffer<std::int32_t> table_device{std::span<const std::int32_t>(table)};
+    KvCache paged = batch.cache();
+    paged.k = k_device.data();
+    paged.v = v_device.data();
+    paged.pages = table_device.data();
+    paged.pages_stride = pages;
+    paged.head_stride = static_cast<std::int64_t>(run_length);
+    paged.page_stride = paged.head_stride * batch.kv_heads;
+    DecodeAttention attention(batch.cache(), batch.num_heads());
+    const Lists lists(batch, 1, 0.4, 11);
+    for (const DecodeBlocks& blocks : {DecodeBlocks{}, lists.decode_blocks()}) {
+      const Result contiguous = run(attention, batch, batch.cache(), blocks);
+      const Result shuffled = run(attention, batch, paged, blocks);
+      EXPECT_EQ(contiguous.out, shuffled.out);
+      EXPECT_EQ(contiguous.lse, shuffled.lse);
+    }
+  }
+}
+
+TEST(CudaDecodeAttention, RefusesWhatItHasNoKernelFor) {
+  SW_REQUIRE_GPU(8);
+  KvCache shape;
+  shape.head_dim = 96;
+  EXPECT_THROW(DecodeAttention(shape, 4), Error);
+  shape.head_dim = 64;
+  shape.block = 32;
+  EXPECT_THROW(DecodeAttention(shape, 4), Error);
+  shape.block = 64;
+  EXPECT_THROW(DecodeAttention(shape, 17), Error);
+}
+
+/// One layer in decode on the GPU and, for each sequence, in the policy with the reference backend.
+class Decoding {
+ public:
+  Decoding(const std::string& spec, double density, DType dtype, int kv_heads, int group, int dim,
+           int block, std::vector<std::int32_t> prefill, int steps, std::uint64_t seed)
+      : density_(density),
+        batch_(dtype, kv_heads, group, dim, block,
+               (*std::max_element(prefill.begin(), prefill.end()) + steps + block) / block * block,
+               prefill, seed),
+        reference_(make_reference_backend()),
+        policy_(make_policy(spec, 5)) {
+    SplitMix64 rng(seed + 1);
+    // Keys drift from block to block, so that scores differ by much more than rounding.
+    const auto drift = [&](Bits& bits) {
+      for (int s = 0; s < batch_.batch() * kv_heads; ++s) {
+        for (int j = 0; j * block < batch_.capacity; ++j) {
+          std::vector<double> shift(dim);
+          for (double& x : shift) x = 0.7 * rng.normal();
+          for (int t = j * block; t < std::min((j + 1) * block, batch_.capacity); ++t) {
+            for (int i = 0; i < dim; ++i) {
+              auto& x = bits[(static_cast<std::size_t>(s) * batch_.capacity + t) * dim + i];
+              x = to_bits(static_cast<float>(from_bits(x, dtype) + shift[i]), dtype);
+            }
+          }
+        }
+      }
+    };
+    drift(batch_.k);
+    batch_.k_device.upload(batch_.k);
+    params_.sketch_dim = 128;
+    params_.block = block;
+    params_.seed = 5;
+    const int capacity = batch_.capacity / block;
+    DecodeSelectorShape shape;
+    shape.num_heads = batch_.num_heads();
+    shape.capacity = capacity;
+    shape.budget = make_decode_budget(policy_->budget(), density);
+    selector_ = std::make_unique<DecodeSelector>(batch_.cache(), shape, params_, kLayer);
+    prefill_all(rng, shape.query_window, capacity);
+  }
+
+  const Batch& batch() const { return batch_; }
+  DecodeSelector& selector() { return *selector_; }
+  double density() const { return density_; }
+
+  /// A new query for each sequence; one more token (its key and value are in the cache already).
+  void new_token(SplitMix64& rng) {
+    batch_.q = random_bits(rng, batch_.q.size(), 1.0, batch_.dtype);
+    batch_.q_device.upload(batch_.q);
+    for (auto& n : batch_.lengths) ++n;
+  }
+  BlockScores policy_scores(int s) {
+    AttentionProblem problem = batch_.problem(s, batch_.lengths[s]);
+    problem.layer = kLayer;
+    WalkState walk;
+    return policy_->score_decode({problem, *reference_, problem.geometry(batch_.block)}, walk,
+                                 caches_[s]);
+  }
+  BlockSelection policy_selection(int s, const BlockScores& scores) const {
+    return select_blocks(scores, {batch_.block, batch_.lengths[s] - 1, batch_.lengths[s]},
+                         policy_->budget(), density_, Phase::kDecode);
+  }
+  /// Relative error of a score: a window query loses at most 2^-11 of each entry, so a logit at
+  /// most temperature-scaled |q| |k| 2^-11, in numerator and denominator; entries of A carry that
+  /// and 2^-11 of their own, and enter with the damping.
+  double tolerance() const {
+    const double damping = 0.25;
+    const double logit = std::sqrt(static_cast<double>(std::min(batch_.dim, 128))) /
+                         params_.temperature * largest_query_ * largest_key_ * 0x1p-11;
+    return (2.0 * logit + 0x1p-11 * damping) / (1.0 - damping) + 0x1p-18;
+  }
+
+ private:
+  static constexpr std::int64_t kLayer = 3;
+
+  void prefill_all(SplitMix64& rng, int window, int capacity) {
+    const int heads = batch_.num_heads();
+    const int dim = batch_.dim;
+    std::vector<float> a(static_cast<std::size_t>(batch_.batch()) * capacity * capacity);
+    std::vector<float> sums(static_cast<std::size_t>(batch_.batch()) * batch_.kv_heads * capacity *
+                            dim);
+    std::vector<float> queries(static_cast<std::size_t>(batch_.batch()) * heads * window * dim);
+    caches_.resize(batch_.batch());
+    for (int s = 0; s < batch_.batch(); ++s) {
+      const int n = batch_.lengths[s];
+      const Bits q = random_bits(rng, static_cast<std::size_t>(heads) * n * dim, 1.0, batch_.dtype);
+      AttentionProblem problem = batch_.problem(s, n);
+      problem.layer = kLayer;
+      problem.q = {q.data(), batch_.dtype, heads, n, dim, static_cast<std::int64_t>(n) * dim, dim};
+      WalkState walk;
+      const BlockGeometry geometry = problem.geometry(batch_.block);
+      policy_->score_prefill({problem, *reference_, geometry}, walk, &caches_[s]);
+      const Matrix transition = reference_->transition(problem, params_, nullptr);
+      for (std::int64_t i = 0; i < transition.rows(); ++i) {
+        for (std::int64_t j = 0; j < transition.cols(); ++j) {
+          a[(static_cast<std::size_t>(s) * capacity + i) * capacity + j] =
+              static_cast<float>(transition(i, j));
+        }
+      }
+      std::vector<float> row(dim);
+      for (int g = 0; g < batch_.kv_heads; ++g) {
+        for (int t = 0; t < batch_.capacity; ++t) {
+          batch_.view(batch_.k, s, batch_.capacity).load_row(g, t, row.data());
+          double norm = 0.0;
+          for (const float x : row) norm += static_cast<double>(x) * x;
+          largest_key_ = std::max(largest_key_, std::sqrt(norm));
+          if (t >= n) continue;
+          for (int i = 0; i < dim; ++i) {
+            sums[((static_cast<std::size_t>(s) * batch_.kv_heads + g) * capacity +
+                  t / batch_.block) *
+                     dim +
+                 i] += row[i];
+          }
+        }
+      }
+      const int count = std::min(window, n);
+      for (int h = 0; h < heads; ++h) {
+        for (int w = 0; w < count; ++w) {
+          problem.q.load_row(
+              h, n - count + w,
+              &queries[((static_cast<std::size_t>(s) * heads + h) * window + w) * dim]);
+        }
+      }
+    }
+    largest_query_ = std::sqrt(dim) + 5.0;  // of normal entries: 7 standard deviations
+    // A block's mean is shorter than its longest key.
+    a_.emplace(std::span<const float>(a));
+    sums_.emplace(std::span<const float>(sums));
+    queries_.emplace(std::span<const float>(queries));
+    selector_->load(batch_.cache(), {a_->data(), sums_->data(), queries_->data(), capacity},
+                    nullptr);
+    synchronize(nullptr, "load of the decode state");
+  }
+
+  double density_;
+  Batch batch_;
+  std::unique_ptr<Backend> reference_;
+  std::unique_ptr<Policy> policy_;
+  SketchParams params_;
+  std::unique_ptr<DecodeSelector> selector_;
+  std::vector<DecodeCache> caches_;
+  std::optional<DeviceBuffer<float>> a_, sums_, queries_;
+  double largest_query_ = 0.0;
+  double largest_key_ = 0.0;
+};
+
+struct Selected {
+  std::vector<float> scores;
+  std::vector<std::int32_t> blocks, counts;
+  bool operator==(const Selected&) const = default;
+};
+
+Selected download(const DecodeSelector& selector, int batch) {
+  Selected result;
+  const auto cells = static_cast<std::size_t>(batch) * selector.capacity();
+  result.scores.resize(cells);
+  result.blocks.resize(cells);
+  result.counts.resize(batch);
+  const auto copy = [](void* to, const void* from, std::size_t bytes) {
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy from the GPU");
+  };
+  copy(result.scores.data(), selector.scores(), cells * 4);
+  copy(result.blocks.data(), selector.list().blocks, cells * 4);
+  copy(result.counts.data(), selector.list().counts, result.counts.size() * 4);
+  for (int s = 0; s < batch; ++s) {  // what lies beyond a list is not part of it
+    std::fill(result.blocks.begin() + s * selector.capacity() + result.counts[s],
+              result.blocks.begin() + (s + 1) * selector.capacity(), 0);
+  }
+  return result;
+}
+
+/// The device's list as a selection; `sink` is the token-level part.
+BlockSelection selection_of(const Batch& batch, int s, const Selected& selected, int capacity,
+                            std::int64_t sink) {
+  BlockSelection selection({batch.block, batch.lengths[s] - 1, batch.lengths[s]}, 1);
+  std::vector<std::int32_t> row;
+  for (int i = 0; i < selected.counts[s]; ++i) {
+    const std::int32_t j = selected.blocks[s * capacity + i];
+    if (j >= 0) row.push_back(j);
+  }
+  std::sort(row.begin(), row.end());
+  selection.append_row(row, std::vector<Part>(row.size(), Part::kScored));
+  selection.set_token_parts(0, sink);
+  return selection;
+}
+
+void check_decoding(const std::string& spec, double density, DType dtype, int kv_heads, int group,
+                    int dim, int block, std::vector<std::int32_t> prefill, int steps) {
+  SCOPED_TRACE(testing::Message() << spec << " " << density << " " << dtype_name(dtype) << " kv "
+                                  << kv_heads << " group " << group << " dim " << dim << " block "
+                                  << block);
+  Decoding decoding(spec, density, dtype, kv_heads, group, dim, block, std::move(prefill), steps,
+                    23);
+  const Batch& batch = decoding.batch();
+  DecodeStep step(batch.cache(), batch.num_heads());
+  DeviceBuffer<std::uint16_t> out(batch.q.size());
+  DeviceBuffer<float> lse(static_cast<std::size_t>(batch.batch() * batch.num_heads()));
+  SplitMix64 rng(99);
+  int ties = 0;
+  for (int i = 0; i < steps; ++i) {
+    decoding.new_token(rng);
+    advance_lengths(batch.lengths_device.data(), batch.batch(), nullptr);
+    step.enqueue(batch.cache(), batch.q_device.data(), &decoding.selector(), out.data(), lse.data(),
+                 nullptr);
+    synchronize(nullptr, "decode step");
+    const int capacity = decoding.selector().capacity();
+    const Selected selected = download(decoding.selector(), batch.batch());
+    const Result result{out.download(), lse.download()};
+    std::vector<BlockSelection> selections;
+    for (int s = 0; s < batch.batch(); ++s) {
+      const BlockScores expected = decoding.policy_scores(s);
+      const auto scores = expected.values.row(0);
+      const std::int64_t b = expected.values.cols();
+      for (std::int64_t j = 0; j < b; ++j) {
+        ASSERT_NEAR(selected.scores[s * capacity + j], scores[j],
+                    decoding.tolerance() * std::abs(scores[j]))
+            << "step " << i << " sequence " << s << " block " << j << " of " << b;
+      }
+      const BlockSelection wanted = decoding.policy_selection(s, expected);
+      const std::int64_t sink = wanted.token_sink();
+      selections.push_back(selection_of(batch, s, selected, capacity, sink));
+      // Same blocks, but for those whose scores cannot be told apart. The device lists blocks that
+      // the token-level sink covers whole; those are compared as what is visible.
+      const auto mine = selections.back().touched_blocks(0, 0);
+      const auto theirs = wanted.touched_blocks(0, 0);
+      std::vector<std::int32_t> differ;
+      std::set_symmetric_difference(mine.begin(), mine.end(), theirs.begin(), theirs.end(),
+                                    std::back_inserter(differ));
+      double cut = std::numeric_limits<double>::infinity();
+      const auto parts = wanted.parts(0, 0);
+      for (std::size_t k = 0; k < parts.size(); ++k) {
+        if (parts[k] == Part::kScored) cut = std::min(cut, scores[wanted.blocks(0, 0)[k]]);
+      }
+      for (const std::int32_t j : differ) {
+        ASSERT_NEAR(scores[j], cut, 2.0 * decoding.tolerance() * cut)
+            << "step " << i << " sequence " << s << " block " << j;
+        ++ties;
+      }
+    }
+    if (i % 9 == 0) expect_matches(batch, result, selections);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+  EXPECT_LE(ties, steps) << "more ties than steps: the scores do not separate the blocks";
+  std::vector<std::int32_t> faults(batch.batch(), -1);
+  check(cudaMemcpy(faults.data(), decoding.selector().faults(), faults.size() * 4,
+                   cudaMemcpyDeviceToHost),
+        "copy from the GPU");
+  EXPECT_EQ(faults, std::vector<std::int32_t>(batch.batch(), 0));
+}
+
+TEST(CudaDecodeSelection, MatchedBudgetFollowsThePolicy) {
+  SW_REQUIRE_GPU(8);
+  check_decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, {500, 960}, 140);
+  check_decoding("sketchwalk:min_blocks=4", 0.2, DType::kF16, 2, 8, 128, 128, {300, 900}, 80);
+}
+
+TEST(CudaDecodeSelection, FixedBudgetFollowsThePolicy) {
+  SW_REQUIRE_GPU(8);
+  check_decoding("sketchwalk:budget=fixed", 0.4, DType::kBf16, 2, 1, 64, 64, {640, 70}, 80);
+  check_decoding("sketchwalk:budget=fixed,tau=5", 0.2, DType::kBf16, 1, 16, 256, 64, {700}, 70);
+}
+
+TEST(CudaDecodeSelection, ReleaseBudgetFollowsThePolicy) {
+  SW_REQUIRE_GPU(8);
+  check_decoding("sketchwalk:budget=release", 0.2, DType::kBf16, 2, 4, 64, 64, {1500, 640, 20},
+                 140);
+  check_decoding("sketchwalk:budget=release,release_sink_bug=false", 0.2, DType::kBf16, 2, 4, 64,
+                 64, {1500}, 70);
+}
+
+TEST(CudaDecodeSelection, ManySequencesShareTheGpu) {
+  SW_REQUIRE_GPU(8);
+  std::vector<std::int32_t> prefill;
+  for (int s = 0; s < 24; ++s) prefill.push_back(100 + 37 * s);
+  check_decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, prefill, 20);
+}
+
+TEST(CudaDecodeSelection, GraphReplayEqualsDirectLaunches) {
+  SW_REQUIRE_GPU(8);
+  const auto decode = [](bool replay) {
+    Decoding decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, {500, 960}, 80, 23);
+    const Batch& batch = decoding.batch();
+    DecodeStep step(batch.cache(), batch.num_heads());
+    DeviceBuffer<std::uint16_t> out(batch.q.size());
+    const auto record = [&](cudaStream_t stream) {
+      advance_lengths(batch.lengths_device.data(), batch.batch(), stream);
+      step.enqueue(batch.cache(), batch.q_device.data(), &decoding.selector(), out.data(), nullptr,
+                   stream);
+    };
+    const DecodeGraph graph(record);
+    SplitMix64 rng(99);
+    std::vector<std::pair<Selected, Bits>> results;
+    for (int i = 0; i < 75; ++i) {
+      decoding.new_token(rng);
+      if (replay) {
+        graph.launch(nullptr);
+      } else {
+        record(nullptr);
+      }
+      synchronize(nullptr, "decode step");
+      results.emplace_back(download(decoding.selector(), batch.batch()), out.download());
+    }
+    return results;
+  };
+  const auto direct = decode(false);
+  const auto replayed = decode(true);
+  const auto again = decode(true);
+  for (std::size_t i = 0; i < direct.size(); ++i) {
+    ASSERT_TRUE(direct[i] == replayed[i]) << "step " << i;
+    ASSERT_TRUE(again[i] == replayed[i]) << "step " << i;
+  }
+}
+
+}  // namespace
+}  // namespace sw::cuda
