@@ -98,20 +98,21 @@ std::vector<ProfileComparison> compare_with_dense(const ProfileReport& report) {
 }
 
 std::vector<Crossover> crossovers(const ProfileReport& report) {
-  using Key = std::tuple<std::string, std::string, std::string, double, std::string>;
+  using Key = std::tuple<std::string, std::string, std::string, std::string, double>;
   std::map<Key, std::map<std::int64_t, bool>> quicker;  // by tokens
   std::vector<Key> order;
   for (const ProfileComparison& c : compare_with_dense(report)) {
     for (const auto& ratio : c.dense) {
       if (ratio.peer) continue;
-      const Key key{c.phase, c.implementation, c.method, c.density, shape_key(c.shape)};
+      const Key key{c.phase, shape_key(c.shape), c.implementation, c.method, c.density};
       if (!quicker.contains(key)) order.push_back(key);
       quicker[key][c.shape.tokens] = ratio.times > 1.0;
     }
   }
   std::vector<Crossover> result;
   for (const Key& key : order) {
-    Crossover crossover{std::get<0>(key), std::get<1>(key), std::get<2>(key), std::get<3>(key), {}};
+    Crossover crossover{std::get<0>(key), std::get<1>(key), std::get<2>(key),
+                        std::get<3>(key), std::get<4>(key), {}};
     const auto& lengths = quicker[key];
     for (auto it = lengths.rbegin(); it != lengths.rend() && it->second; ++it) {
       crossover.tokens = it->first;
@@ -144,6 +145,7 @@ std::string profile_json_text(const ProfileReport& report) {
   Json lengths = Json::array();
   for (const Crossover& c : crossovers(report)) {
     lengths.push_back({{"phase", c.phase},
+                       {"shape", c.shape},
                        {"implementation", c.implementation},
                        {"method", c.method},
                        {"density", c.density},
@@ -231,7 +233,8 @@ std::string profile_table(const ProfileReport& report) {
     text += "\n" + ratios.text();
   }
   for (const Crossover& c : crossovers(report)) {
-    text += "crossover: " + c.phase + ", " + c.method + " at " + format_double(c.density) + ": " +
+    text += "crossover: " + c.phase + ", " + c.shape + ", " + c.method + " at " +
+            format_double(c.density) + ": " +
             (c.tokens ? "quicker than dense from " + std::to_string(*c.tokens) + " tokens on"
                       : std::string("not quicker than dense at the longest length")) +
             "\n";

@@ -84,6 +84,7 @@ struct ProfileComparison {
 /// Where a method starts to beat our own dense attention, over the lengths that were measured.
 struct Crossover {
   std::string phase;
+  std::string shape;  ///< "32/8/128 bf16": query heads, KV heads, head dim; " x8" with a batch of 8
   std::string implementation;
   std::string method;
   double density = 0.0;
