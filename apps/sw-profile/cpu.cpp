@@ -1,7 +1,7 @@
 #include <chrono>
-#include <iostream>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "commands.hpp"
 #include "common/backend_choice.hpp"

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <iostream>
+#include <functional>
 #include <memory>
+#include <numeric>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "commands.hpp"
 #include "common/backend_choice.hpp"
@@ -194,10 +197,14 @@ class GpuProfile {
       }
     }
     run(works, rows);
-    subtract_pool();
+    subtract_pool(dense);
   }
 
   void decode(std::int64_t tokens, std::int64_t batch) {
+    if (form_->walk == SketchWalkForm::Walk::kProduct) {
+      throw Error(ErrorKind::kUnsupported, "the GPU has no decode step for walk=product",
+                  "use --phase prefill for this method");
+    }
     shape_ = {tokens,      grid_.num_heads, grid_.num_kv_heads, grid_.head_dim,
               grid_.block, batch,           grid_.dtype};
     const std::int64_t d = grid_.head_dim;
@@ -232,7 +239,8 @@ class GpuProfile {
       rows.push_back(row);
     };
     const std::int64_t blocks = (tokens + grid_.block - 1) / grid_.block;
-    const auto cost = [&](std::int64_t kept) { return step.attention().cost(batch * kv * kept); };
+    // Of the blocks that all sequences keep, each for every KV head.
+    const auto cost = [&](std::int64_t kept) { return step.attention().cost(kv * kept); };
     std::vector<std::unique_ptr<cuda::DecodeSelector>> selectors;
     for (const double density : grid_.densities) {
       cuda::DecodeSelectorShape shape;
@@ -250,7 +258,7 @@ class GpuProfile {
     cuda::advance_lengths(device_lengths.data(), cache.batch, timer_.stream());
 
     const std::size_t dense = add("decode", "total", {});
-    state(dense, cost(blocks));
+    state(dense, cost(batch * blocks));
     time(dense, [&](cudaStream_t stream) {
       step.enqueue(cache, q.data(), nullptr, out.data(), nullptr, stream);
     });
@@ -259,13 +267,14 @@ class GpuProfile {
       const double density = grid_.densities[i];
       cuda::DecodeSelector& selector = *selectors[i];
       selector.run(cache, q.data(), timer_.stream());
-      const std::vector<std::int32_t> counts = first_counts(selector.list());
-      const double share = static_cast<double>(counts.front()) / static_cast<double>(blocks);
+      const std::int64_t kept = kept_blocks(selector.list(), batch);
+      const double share =
+          static_cast<double>(kept) / static_cast<double>(batch) / static_cast<double>(blocks);
 
       const std::size_t first = add("decode", "selection", density);
       time(first, [&](cudaStream_t stream) { selector.run(cache, q.data(), stream); });
       const std::size_t attention = add("decode", "attention", density);
-      state(attention, cost(counts.front()));
+      state(attention, cost(kept));
       time(attention, [&](cudaStream_t stream) {
         cuda::DecodeBlocks chosen;
         chosen.kind = cuda::DecodeBlocks::Kind::kList;
@@ -274,7 +283,7 @@ class GpuProfile {
         step.attention().run(cache, q.data(), chosen, out.data(), nullptr, stream);
       });
       const std::size_t total = add("decode", "total", density);
-      state(total, cost(counts.front()));
+      state(total, cost(kept));
       time(total, [&](cudaStream_t stream) {
         step.enqueue(cache, q.data(), &selector, out.data(), nullptr, stream);
       });
@@ -318,11 +327,11 @@ class GpuProfile {
   }
 
   /// What was timed as "sketch" is pooling and scores; the stages are apart in reports.
-  void subtract_pool() {
-    for (std::size_t i = 1; i < report_.measurements.size(); ++i) {
+  void subtract_pool(std::size_t first) {
+    for (std::size_t i = first + 1; i < report_.measurements.size(); ++i) {
       Measurement& sketch = report_.measurements[i];
       const Measurement& pool = report_.measurements[i - 1];
-      if (sketch.part != "sketch" || !(sketch.shape == shape_) || pool.part != "pool") continue;
+      if (sketch.part != "sketch" || pool.part != "pool") continue;
       for (std::size_t run = 0; run < sketch.seconds.size(); ++run) {
         sketch.seconds[run] = std::max(0.0, sketch.seconds[run] - pool.seconds[run]);
       }
@@ -449,12 +458,14 @@ class GpuProfile {
     cuda::synchronize(timer_.stream(), "load of a decode state");
   }
 
-  std::vector<std::int32_t> first_counts(const cuda::DecodeList& list) {
-    std::vector<std::int32_t> counts(1);
+  /// Blocks of a list of one set, over all sequences.
+  std::int64_t kept_blocks(const cuda::DecodeList& list, std::int64_t batch) {
+    std::vector<std::int32_t> counts(static_cast<std::size_t>(batch));
     cuda::synchronize(timer_.stream(), "decode selection");
-    cuda::check(cudaMemcpy(counts.data(), list.counts, sizeof counts[0], cudaMemcpyDeviceToHost),
+    cuda::check(cudaMemcpy(counts.data(), list.counts, counts.size() * sizeof counts[0],
+                           cudaMemcpyDeviceToHost),
                 "copy of the counts");
-    return counts;
+    return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
   }
 
   const GpuOptions& options_;
@@ -537,6 +548,10 @@ int run_gpu(const GpuOptions& options, const CommonOptions& common,
     note_clocks("after");
   }
   add_peers(grid, report);
+  if (!grid.peer.empty()) {
+    note_clocks("after the peers");
+    report.notes.push_back("peers are timed by their own command, after ours and without graphs");
+  }
   progress.advance(1, "peers");
   finish_report(grid, common, report);
   return 0;

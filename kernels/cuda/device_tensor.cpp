@@ -9,11 +9,12 @@
 namespace sw::cuda {
 namespace {
 
-/// One step of a hash: every bit of `state` and `word` reaches the high half of a product, which
-/// is folded back. A bijection of `state` for a fixed word.
+__extension__ using Product = unsigned __int128;
+
+/// One step of a hash: both halves of the full product, folded.
 std::uint64_t mix(std::uint64_t state, std::uint64_t word) {
-  state = (state ^ word) * 0x9E3779B97F4A7C15u;
-  return state ^ (state >> 32);
+  const Product product = Product{state ^ word ^ 0xD1B54A32D192ED03u} * 0x9E3779B97F4A7C15u;
+  return static_cast<std::uint64_t>(product >> 64) ^ static_cast<std::uint64_t>(product);
 }
 
 /// Four chains side by side, so that memory and not the multiplier sets the pace.

@@ -18,7 +18,7 @@ class DeviceTensor {
  public:
   /// The device copy of `host`; copies only when the copy that is there differs in place, shape,
   /// type or content. Contents are compared by a 64-bit hash of every byte: one pass over host
-  /// memory, and one chance in 2^64 to miss a change. Throws Error(kResource).
+  /// memory. It is no cryptographic one: it finds changes that were not made to fool it. Throws Error(kResource).
   HeadsPointer upload(const HeadsView& host);
 
  private:

@@ -8,8 +8,12 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "core/error.hpp"
 
 namespace sw {
 namespace {
@@ -22,8 +26,9 @@ int available_cpus() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-/// How often a thread looks before it sleeps: some tens of microseconds, more than lies between the
-/// loops of a decode step, where waking up would cost more than the loop.
+/// How often a thread looks before it sleeps: between some tens and two hundred microseconds,
+/// depending on what a pause costs the CPU. That is more than lies between the loops of a decode
+/// step, where waking up would cost more than the loop.
 constexpr int kSpins = 4000;
 
 void relax() {
@@ -49,13 +54,16 @@ bool spin_until(const F& done) {
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+    try {
+      for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw Error(ErrorKind::kResource,
+                  "cannot start " + std::to_string(threads) + " threads: " + error.what(),
+                  "use fewer with --threads");
+    }
   }
-  ~Pool() {
-    stopping_ = true;
-    announce();
-    for (auto& w : workers_) w.join();
-  }
+  ~Pool() { stop(); }
 
   void run(std::int64_t count, const std::function<void(std::int64_t, int)>& body) {
     body_ = &body;
@@ -78,6 +86,12 @@ class Pool {
 
  private:
   static constexpr std::uint32_t kOpen = 1u << 31;
+
+  void stop() {
+    stopping_ = true;
+    announce();
+    for (auto& w : workers_) w.join();
+  }
 
   /// Tells the workers that there is something new; those that sleep have to be woken.
   void announce() {
@@ -161,7 +175,11 @@ void set_num_threads(int threads) {
 
 int num_threads() {
   const int threads = configured_threads.load();
-  return threads > 0 ? threads : available_cpus();
+  if (threads > 0) return threads;
+  // Kept, because the affinity of another thread, or of this one later, may be another.
+  int unset = 0;
+  const int cpus = available_cpus();
+  return configured_threads.compare_exchange_strong(unset, cpus) ? cpus : unset;
 }
 
 void parallel_for(std::int64_t count, const std::function<void(std::int64_t, int)>& body) {

@@ -15,7 +15,8 @@ int num_threads();
 
 /// Calls body(index, thread) for every index in [0, count), thread in [0, num_threads()). Returns
 /// when all calls are done. An exception thrown by a body stops the hand-out of further indices and
-/// is rethrown here (the first one, if there are several). Loops inside a body run sequentially.
+/// is rethrown here (the first one, if there are several). Loops inside a body run sequentially,
+/// unless the outer loop has one index.
 void parallel_for(std::int64_t count, const std::function<void(std::int64_t, int)>& body);
 
 }  // namespace sw

@@ -31,13 +31,15 @@ std::int64_t row_sets(Granularity granularity, const AttentionProblem& problem) 
 
 void ScoreOptions::add_selection(OptionSet& set) {
   add_granularity(set, granularity);
-  set.add<Budget::Forced>("forced", budget.forced,
-                          {{"diagonal", Budget::Forced::kDiagonal},
-                           {"sink_block", Budget::Forced::kSinkBlock},
-                           {"sink_window", Budget::Forced::kSinkAndWindow},
-                           {"recent_half", Budget::Forced::kRecentHalf}},
-                          "what a row keeps beside its own block: nothing, the first block, the "
-                          "sink and window of the matched budget, or its most recent half");
+  set.add<Budget::Forced>(
+      "forced", budget.forced,
+      {{"diagonal", Budget::Forced::kDiagonal},
+       {"sink_block", Budget::Forced::kSinkBlock},
+       {"sink_window", Budget::Forced::kSinkAndWindow},
+       {"recent_half", Budget::Forced::kRecentHalf}},
+      "what a row keeps beside its own block: nothing, the first block, the "
+      "sink and window of the matched budget, or its most recent half; budget=top_p "
+      "forces the first block, or nothing with diagonal");
   add_min_blocks(set, budget.min_blocks);
   set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
 }

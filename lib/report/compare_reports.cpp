@@ -551,7 +551,7 @@ std::vector<std::string> unmet(const Gate& gate, const ReportComparison& compari
     }
   }
   for (const ReportCell* cell : comparison.only_a) {
-    if (!gate.method.empty() && gate.concerns(cell->method, cell->name, cell->density)) {
+    if (cell->status == "ok" && gate.concerns(cell->method, cell->name, cell->density)) {
       any = true;
       lines.push_back(label(*cell) + ": is not in the second report");
     }

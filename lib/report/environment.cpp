@@ -46,7 +46,9 @@ Environment current_environment() {
   environment.compiler = build_info::kCompiler;
   utsname system{};
   if (uname(&system) == 0) {
-    environment.system = std::string(system.sysname) + " " + system.release + " " + system.machine;
+    const std::string release = system.release;
+    environment.system = std::string(system.sysname) + " " + release.substr(0, release.find('-')) +
+                         " " + system.machine;
   }
   environment.cpu = cpuinfo("model name");
   if (environment.cpu.empty()) environment.cpu = "unknown";

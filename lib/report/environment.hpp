@@ -14,7 +14,7 @@ struct Environment {
   std::optional<bool> git_dirty;
   std::string build_type;
   std::string compiler;
-  std::string system;            ///< kernel name, release and machine
+  std::string system;            ///< kernel name, version and machine
   std::string cpu;               ///< model name, or "unknown"
   std::vector<std::string> isa;  ///< vector extensions that the CPU has, of those that matter here
   std::optional<std::string> gpu;     ///< name, multiprocessors and memory; nothing without CUDA

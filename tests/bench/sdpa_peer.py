@@ -4,9 +4,10 @@
     sw-profile gpu --peer "python3 tests/bench/sdpa_peer.py --device cuda" -o out
 
 Causal prefill of a whole context, or one query token over it (decode), on normal random data. On a
-GPU each of the flash and cuDNN implementations that is there, by CUDA events; other memory is
-read before each run, so that the caches hold nothing of the inputs. Prints a JSON list of {implementation, tokens, seconds} or, where an
-implementation refuses, {implementation, tokens, seconds: [], reason}. Needs the package torch.
+GPU each of the flash and cuDNN implementations that is there, by CUDA events, launched from Python.
+Other memory is read before each run, so that the caches hold nothing of the inputs. Prints a JSON
+list of {implementation, tokens, seconds} or, where an implementation refuses, {implementation,
+tokens, seconds: [], reason}. Needs the package torch.
 """
 import argparse
 import json
@@ -39,13 +40,13 @@ def main():
     if options.device == "cuda":
         backends = {version + " flash": SDPBackend.FLASH_ATTENTION,
                     version + " cuDNN": SDPBackend.CUDNN_ATTENTION}
-        scratch = torch.empty(128 << 20, dtype=torch.uint8, device="cuda")
+        scratch = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     else:
         backends = {version + " SDPA": None}
         scratch = torch.empty(128 << 20, dtype=torch.uint8)
 
     def seconds(run):
-        scratch.view(torch.int32).max()  # reads other memory: the caches hold nothing of the inputs
+        scratch.view(torch.int32).max()
         if options.device == "cpu":
             start = time.perf_counter()
             run()

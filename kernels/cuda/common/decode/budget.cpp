@@ -5,7 +5,9 @@
 namespace sw::cuda {
 
 DecodeBudget make_decode_budget(const Budget& budget, double density) {
-  if (budget.kind == Budget::Kind::kAll || budget.forced != Budget::Forced::kSinkAndWindow) {
+  const bool known = budget.kind == Budget::Kind::kMatched || budget.kind == Budget::Kind::kFixed ||
+                     budget.kind == Budget::Kind::kRelease;
+  if (!known || budget.forced != Budget::Forced::kSinkAndWindow || budget.dense_phase) {
     throw Error(ErrorKind::kUnsupported,
                 "the CUDA decode path selects by the budgets matched, fixed and release, with sink "
                 "and window blocks",

@@ -347,6 +347,17 @@ __global__ void __launch_bounds__(kThreads) select_rows(SelectArgs p) {
 
 }  // namespace
 
+std::optional<std::string> BudgetSelector::unsupported(const Budget& budget) {
+  if (budget.kind == Budget::Kind::kTopP || budget.kind == Budget::Kind::kMarked) {
+    return "the GPU knows the budgets matched, fixed and release";
+  }
+  if (budget.forced == Budget::Forced::kSinkBlock || budget.forced == Budget::Forced::kRecentHalf ||
+      budget.dense_last_rows > 0 || budget.dense_phase) {
+    return "the GPU forces the sink and window, the diagonal, or recent blocks only";
+  }
+  return {};
+}
+
 std::optional<std::string> BudgetSelector::unsupported(std::int64_t max_blocks) {
   if (max_blocks <= kMaxBlocks) return {};
   return std::to_string(max_blocks) + " key blocks are more than " + std::to_string(kMaxBlocks);
@@ -373,6 +384,9 @@ BudgetSelector::BudgetSelector(int max_groups, int max_rows, int max_blocks)
 SelectionView BudgetSelector::select(const ScoresView& scores, const BlockGeometry& geometry,
                                      const Budget& budget, double density, Phase phase,
                                      cudaStream_t stream) {
+  if (const auto reason = unsupported(budget)) {
+    throw Error(ErrorKind::kUnsupported, *reason, "use --backend cpu");
+  }
   const std::int64_t b = geometry.key_blocks();
   const auto n = static_cast<double>(geometry.tokens);
   if (scores.groups > max_groups_ || geometry.rows() > max_rows_ || b > max_blocks_) {

@@ -20,6 +20,9 @@ class BudgetSelector {
   /// Why it cannot select with `max_blocks` key blocks, or nothing.
   static std::optional<std::string> unsupported(std::int64_t max_blocks);
 
+  /// Why this budget is not one of those that the kernel knows, or nothing.
+  static std::optional<std::string> unsupported(const Budget& budget);
+
   /// For up to max_groups row sets of max_rows query block rows over max_blocks key blocks. Throws
   /// Error(kUnsupported) with that reason, Error(kResource) without memory.
   BudgetSelector(int max_groups, int max_rows, int max_blocks);

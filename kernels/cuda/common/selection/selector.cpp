@@ -27,12 +27,13 @@ Split split_for(const SketchParams& sketch, const WalkParams& walk) {
 
 std::optional<std::string> Selector::unsupported(const AttentionShape& shape,
                                                  const SketchParams& sketch, const WalkParams& walk,
-                                                 const Budget&) {
+                                                 const Budget& budget) {
   if (const auto reason = Transition::unsupported(shape, sketch)) return reason;
   if (walk.kind == WalkParams::Kind::kDamped && !sketch.normalize && sketch.sharpness != 1.0) {
     return "walk=damped adds a matrix to its products, which needs normalize_walk=true when "
            "sharpness is not 1";
   }
+  if (const auto reason = BudgetSelector::unsupported(budget)) return reason;
   return BudgetSelector::unsupported(blocks_of(shape, sketch));
 }
 
