@@ -92,10 +92,14 @@ std::string script_hash(std::string_view script) {
   return out;
 }
 
-/// Shortest number with about five digits, to keep pages small; null for what no axis can show.
+/// Shortest number with about five digits, to keep pages small, whole numbers (tokens) exact; null
+/// for what no axis can show.
 Json rounded(double value) {
   if (!(std::abs(value) < 1e30)) return nullptr;
   if (std::abs(value) < 1e-30) return 0.0;
+  if (value == std::trunc(value) && std::fabs(value) < 0x1p53) {
+    return static_cast<std::int64_t>(value);
+  }
   char text[32];
   std::snprintf(text, sizeof text, "%.5g", value);
   return std::strtod(text, nullptr);
