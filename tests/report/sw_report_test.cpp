@@ -310,7 +310,7 @@ TEST_F(SwReportPage, AllKindsOfReportsOnOnePage) {
   write("score.json", score);
   write("model.json", testing::model_report({1, 0, 1}));
   EXPECT_EQ(run("html a.json model.json profile.json score.json '" SW_RESULTS
-                "/smollm2-model-8k.json' -o page.html")
+                "/smollm2-text-8k.json' -o page.html")
                 .code,
             0);
   check("page.html", "structure theme narrow print");
