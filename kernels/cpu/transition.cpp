@@ -1,9 +1,9 @@
 #include "kernels/cpu/transition.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
+#include "attention/pooled.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "kernels/cpu/row_attention.hpp"
@@ -11,23 +11,9 @@
 namespace sw::cpu {
 namespace {
 
-/// Pooled vectors [heads, count, dim] in fp64.
-struct Pooled {
-  std::int64_t heads = 0;
-  std::int64_t count = 0;
-  std::int64_t dim = 0;
-  std::vector<double> values;
-
-  double* row(std::int64_t head, std::int64_t u) {
-    return values.data() + (head * count + u) * dim;
-  }
-  const double* row(std::int64_t head, std::int64_t u) const {
-    return values.data() + (head * count + u) * dim;
-  }
-};
-
-Pooled pool(const HeadsView& x, std::int64_t size, bool partial_mean, const ScoreKernel& kernel) {
-  Pooled pooled{x.heads, (x.tokens + size - 1) / size, x.dim, {}};
+PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean,
+                   const ScoreKernel& kernel) {
+  PooledVectors pooled{x.heads, (x.tokens + size - 1) / size, x.dim, {}};
   pooled.values.assign(static_cast<std::size_t>(pooled.heads * pooled.count * pooled.dim), 0.0);
   parallel_for(pooled.heads * pooled.count, [&](std::int64_t index, int) {
     const std::int64_t h = index / pooled.count;
@@ -43,27 +29,9 @@ Pooled pool(const HeadsView& x, std::int64_t size, bool partial_mean, const Scor
   return pooled;
 }
 
-Pooled mean_over_heads(const Pooled& x) {
-  Pooled mean{1, x.count, x.dim, {}};
-  const auto size = static_cast<std::size_t>(x.count * x.dim);
-  mean.values.assign(size, 0.0);
-  for (std::size_t i = 0; i < x.values.size(); ++i) mean.values[i % size] += x.values[i];
-  for (double& value : mean.values) value /= static_cast<double>(x.heads);
-  return mean;
-}
-
-Pooled transform(const Pooled& x, const Sketch& sketch) {
-  Pooled y{x.heads, x.count, sketch.dim(), {}};
-  y.values.resize(static_cast<std::size_t>(y.heads * y.count * y.dim));
-  parallel_for(x.heads * x.count, [&](std::int64_t index, int) {
-    sketch.apply(x.row(index / x.count, index % x.count), y.row(index / x.count, index % x.count));
-  });
-  return y;
-}
-
 /// [dim, count] for each head, so that the scores of a query run along contiguous memory.
-Pooled transpose(const Pooled& x) {
-  Pooled y{x.heads, x.dim, x.count, {}};
+PooledVectors transpose(const PooledVectors& x) {
+  PooledVectors y{x.heads, x.dim, x.count, {}};
   y.values.resize(x.values.size());
   parallel_for(x.heads, [&](std::int64_t h, int) {
     for (std::int64_t u = 0; u < x.count; ++u) {
@@ -74,12 +42,12 @@ Pooled transpose(const Pooled& x) {
 }
 
 /// Sum over heads and pooled queries of the softmax rows, one key for each block.
-Matrix block_probabilities(Pooled& q, const Pooled& k, double scale, bool causal,
+Matrix block_probabilities(PooledVectors& q, const PooledVectors& k, double scale, bool causal,
                            std::int64_t queries_per_block, std::int64_t b,
                            const ScoreKernel& kernel) {
   constexpr std::int64_t kBlockRows = 16;  // of one thread at a time
   for (double& x : q.values) x *= scale;
-  const Pooled kt = transpose(k);
+  const PooledVectors kt = transpose(k);
   Matrix sum(b, b);
   const std::int64_t chunks = (b + kBlockRows - 1) / kBlockRows;
   // Later rows are the longer ones when the sketch is causal.
@@ -108,19 +76,7 @@ Matrix block_probabilities(Pooled& q, const Pooled& k, double scale, bool causal
   return sum;
 }
 
-/// x^exponent, by multiplications where the exponent is a small integer.
-double power(double x, double exponent) {
-  if (exponent != std::floor(exponent) || exponent < 1.0 || exponent > 64.0) {
-    return std::pow(x, exponent);
-  }
-  double result = 1.0;
-  for (auto n = static_cast<unsigned>(exponent); n != 0; n >>= 1, x *= x) {
-    if ((n & 1) != 0) result *= x;
-  }
-  return result;
-}
-
-HeadsTensor to_f32(const Pooled& x) {
+HeadsTensor to_f32(const PooledVectors& x) {
   HeadsTensor y(DType::kF32, x.heads, x.count, x.dim);
   std::transform(x.values.begin(), x.values.end(), y.row<float>(0, 0),
                  [](double value) { return static_cast<float>(value); });
@@ -191,8 +147,8 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   const double scale = sketch.logit_scale() / params.temperature;
   const bool keys_as_they_are = params.tokens_per_key() == 1 && effective.exact && !mean;
 
-  Pooled q;
-  Pooled k;
+  PooledVectors q;
+  PooledVectors k;
   {
     const StageTimer timer(times, Stage::kPool);
     q = pool(problem.q, params.tokens_per_query(), params.partial_mean, *isa.scores);
@@ -218,16 +174,7 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
     a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), scale,
                     params.causal, queries_per_block, keys_per_block, b, isa);
   }
-  parallel_for(b, [&](std::int64_t i, int) {
-    const std::int64_t count =
-        std::min((i + 1) * queries_per_block, q.count) - i * queries_per_block;
-    const auto terms = static_cast<double>(q.heads * count);
-    double total = 0.0;
-    for (double& x : a.row(i)) total += x = power(x / terms, params.sharpness);
-    if (params.normalize) {
-      for (double& x : a.row(i)) x /= total;
-    }
-  });
+  finish_transition(a, params, q.heads, q.count);
   return a;
 }
 

@@ -1,12 +1,10 @@
 #include "kernels/cuda/transition.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 #include <vector>
 
-#include "core/error.hpp"
-#include "core/parallel.hpp"
+#include "attention/pooled.hpp"
 #include "kernels/cuda/common/buffer.hpp"
 #include "kernels/cuda/device_tensor.hpp"
 #include "kernels/cuda/sm80/block_scores.hpp"
@@ -17,17 +15,9 @@ namespace {
 /// Largest device copy of logits; more block rows than fit are computed in several turns.
 constexpr std::int64_t kLogitBytes = std::int64_t{256} << 20;
 
-/// Pooled vectors [heads, count, dim] on the host.
-struct Pooled {
-  std::int64_t heads = 0;
-  std::int64_t count = 0;
-  std::int64_t dim = 0;
-  std::vector<double> values;
-};
-
-Pooled pool(const HeadsPointer& data, const HeadsView& shape, std::int64_t size,
-            bool partial_mean) {
-  Pooled pooled{shape.heads, (shape.tokens + size - 1) / size, shape.dim, {}};
+PooledVectors pool(const HeadsPointer& data, const HeadsView& shape, std::int64_t size,
+                   bool partial_mean) {
+  PooledVectors pooled{shape.heads, (shape.tokens + size - 1) / size, shape.dim, {}};
   DeviceBuffer<double> means(static_cast<std::size_t>(pooled.heads * pooled.count * pooled.dim));
   sm80::TokenPooling pooling;
   pooling.x = data;
@@ -43,26 +33,8 @@ Pooled pool(const HeadsPointer& data, const HeadsView& shape, std::int64_t size,
   return pooled;
 }
 
-Pooled mean_over_heads(const Pooled& x) {
-  Pooled mean{1, x.count, x.dim, {}};
-  const auto size = static_cast<std::size_t>(x.count * x.dim);
-  mean.values.assign(size, 0.0);
-  for (std::size_t i = 0; i < x.values.size(); ++i) mean.values[i % size] += x.values[i];
-  for (double& value : mean.values) value /= static_cast<double>(x.heads);
-  return mean;
-}
-
-Pooled transform(const Pooled& x, const Sketch& sketch) {
-  Pooled y{x.heads, x.count, sketch.dim(), {}};
-  y.values.resize(static_cast<std::size_t>(y.heads * y.count * y.dim));
-  parallel_for(x.heads * x.count, [&](std::int64_t u, int) {
-    sketch.apply(x.values.data() + u * x.dim, y.values.data() + u * y.dim);
-  });
-  return y;
-}
-
 /// Sum over heads and pooled queries of the softmax rows, by key block: [b, b].
-Matrix block_probabilities(const Pooled& q, const Pooled& k, double scale,
+Matrix block_probabilities(const PooledVectors& q, const PooledVectors& k, double scale,
                            const SketchParams& params, std::int64_t b) {
   const std::int64_t queries_per_block = params.block / params.tokens_per_query();
   const std::int64_t keys_per_block = params.block / params.tokens_per_key();
@@ -112,8 +84,8 @@ Matrix block_probabilities(const Pooled& q, const Pooled& k, double scale,
 
 Matrix transition(const AttentionProblem& problem, const HeadsPointer& q_data,
                   const HeadsPointer& k_data, const SketchParams& params, StageTimes* times) {
-  Pooled q;
-  Pooled k;
+  PooledVectors q;
+  PooledVectors k;
   {
     const StageTimer timer(times, Stage::kPool);
     q = pool(q_data, problem.q, params.tokens_per_query(), params.partial_mean);
@@ -134,18 +106,8 @@ Matrix transition(const AttentionProblem& problem, const HeadsPointer& q_data,
     k = transform(k, sketch);
   }
   const std::int64_t b = problem.geometry(params.block).key_blocks();
-  const std::int64_t queries_per_block = params.block / params.tokens_per_query();
   Matrix a = block_probabilities(q, k, sketch.logit_scale() / params.temperature, params, b);
-  parallel_for(b, [&](std::int64_t i, int) {
-    const std::int64_t count =
-        std::min((i + 1) * queries_per_block, q.count) - i * queries_per_block;
-    const auto terms = static_cast<double>(q.heads * count);
-    double total = 0.0;
-    for (double& x : a.row(i)) total += x = std::pow(x / terms, params.sharpness);
-    if (params.normalize) {
-      for (double& x : a.row(i)) x /= total;
-    }
-  });
+  finish_transition(a, params, q.heads, q.count);
   return a;
 }
 
