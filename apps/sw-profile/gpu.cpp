@@ -248,8 +248,7 @@ class GpuProfile {
       shape.capacity = static_cast<int>(blocks);
       shape.query_window = static_cast<int>(form_->query_window);
       shape.damping = form_->damping;
-      shape.degree =
-          form_->walk == SketchWalkForm::Walk::kNone ? 0 : static_cast<int>(form_->degree);
+      shape.degree = walk_products();
       shape.budget = cuda::make_decode_budget(form_->budget, density);
       selectors.push_back(
           std::make_unique<cuda::DecodeSelector>(cache, shape, form_->sketch, kLayer));

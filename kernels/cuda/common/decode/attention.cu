@@ -6,6 +6,7 @@
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/shared_memory.hpp"
+#include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
@@ -541,27 +542,6 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     __syncthreads();  // the rings are free again
     begin = unit_begin + last;
     unit_begin += tiles;
-  }
-}
-
-template <class F>
-void visit_element(Element element, F&& f) {
-  if (element == Element::kBf16) {
-    f.template operator()<__nv_bfloat16>();
-  } else {
-    f.template operator()<__half>();
-  }
-}
-
-template <class F>
-void visit_dim(int dim, F&& f) {
-  switch (dim) {
-    case 64:
-      return f.template operator()<64>();
-    case 128:
-      return f.template operator()<128>();
-    default:
-      return f.template operator()<256>();
   }
 }
 

@@ -8,6 +8,7 @@
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/selector.hpp"
 #include "kernels/cuda/common/decode/shared_memory.hpp"
+#include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
@@ -1010,27 +1011,6 @@ int device_attribute(cudaDeviceAttr attribute) {
   check(cudaGetDevice(&device), "query of the current GPU");
   check(cudaDeviceGetAttribute(&value, attribute, device), "query of the GPU");
   return value;
-}
-
-template <class F>
-void visit_element(Element element, F&& f) {
-  if (element == Element::kBf16) {
-    f.template operator()<__nv_bfloat16>();
-  } else {
-    f.template operator()<__half>();
-  }
-}
-
-template <class F>
-void visit_dim(int dim, F&& f) {
-  switch (dim) {
-    case 64:
-      return f.template operator()<64>();
-    case 128:
-      return f.template operator()<128>();
-    default:
-      return f.template operator()<256>();
-  }
 }
 
 template <class T>
