@@ -6,6 +6,7 @@
 namespace sw {
 
 void setup_html(Program& program);
+void setup_plot(Program& program);
 void setup_compare(Program& program);
 void setup_csv(Program& program);
 

@@ -5,5 +5,6 @@ int main(int argc, char** argv) {
   sw::setup_html(program);
   sw::setup_compare(program);
   sw::setup_csv(program);
+  sw::setup_plot(program);
   return program.run(argc, argv);
 }
