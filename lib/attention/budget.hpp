@@ -59,7 +59,7 @@ struct BlockScores {
   /// [groups, tokens], the same for all rows of a row set, or empty. Alone (decode steps), a row is
   /// single keys. Beside `values`, blocks and single keys before the row's own block compete by
   /// their score per key. +infinity goes first and counts as forced, -infinity is never kept.
-  Matrix keys;
+  Matrix keys = {};
 
   std::span<const double> row(std::int64_t group, std::int64_t row, std::int64_t rows) const {
     return values.row(group * rows + row);
