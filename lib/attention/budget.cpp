@@ -282,10 +282,42 @@ std::vector<std::int32_t> in_order(std::span<const double> scores) {
   return order;
 }
 
+/// Pairs of a row: all of them, and those that it keeps in any case.
+struct RowPairs {
+  double area;
+  double least;
+};
+
+/// Density of the rows that can keep it, so that with those that keep more in any case the whole
+/// has `density`.
+double density_above_least(std::span<const RowPairs> rows, double density) {
+  double wanted = 0.0;
+  for (const RowPairs& row : rows) wanted += density * row.area;
+  double share = density;
+  for (std::size_t settled = 0, before = rows.size() + 1; settled != before;) {
+    before = settled;
+    settled = 0;
+    double left = wanted;
+    double area = 0.0;
+    for (const RowPairs& row : rows) {
+      if (row.least >= share * row.area) {
+        left -= row.least;
+        ++settled;
+      } else {
+        area += row.area;
+      }
+    }
+    if (area > 0.0) share = std::max(left / area, 0.0);
+  }
+  return share;
+}
+
 /// Rows of blocks and single keys, which compete by score per key; a key goes first among equals.
 BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geometry,
                             const Budget& budget, double density) {
-  if (budget.kind != Budget::Kind::kMatched) throw std::logic_error("budget: not one of mixed rows");
+  if (budget.kind != Budget::Kind::kMatched || budget.dense_last_rows > 0) {
+    throw std::logic_error("budget: not one of mixed rows");
+  }
   struct MixedRow {
     Row::Kept blocks;
     std::vector<std::int32_t> tokens;
@@ -297,6 +329,21 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
     require_numbers(scores.keys.row(g), geometry.key_blocks() - 1);
     key_order.push_back(in_order(scores.keys.row(g)));
   }
+  // Everything before the own block costs `queries` pairs a key, and the own block its triangle.
+  const auto queries_of = [&](std::int64_t r) { return geometry.row_end(r) - geometry.row_begin(r); };
+  const auto own_pairs_of = [&](std::int64_t r) {
+    const std::int64_t queries = queries_of(r);
+    const std::int64_t own_begin = (geometry.first_row() + r) * geometry.block;
+    return queries * (geometry.row_begin(r) - own_begin) + queries * (queries + 1) / 2;
+  };
+  std::vector<RowPairs> pairs;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t before = (geometry.first_row() + r) * geometry.block;
+    const std::int64_t least = std::min((budget.min_blocks - 1) * geometry.block, before);
+    pairs.push_back({static_cast<double>(before * queries_of(r) + own_pairs_of(r)),
+                     static_cast<double>(least * queries_of(r) + own_pairs_of(r))});
+  }
+  const double share = density_above_least(pairs, density);
   std::vector<MixedRow> mixed(static_cast<std::size_t>(scores.groups * rows));
   parallel_for(scores.groups * rows, [&](std::int64_t index, int) {
     const std::int64_t g = index / rows;
@@ -308,15 +355,11 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
         scores.values.row(index).first(static_cast<std::size_t>(candidates - 1));
     require_numbers(block_scores, candidates - 1);
 
-    // Everything before the own block costs `queries` pairs a key, and the own block its triangle.
-    const std::int64_t queries = geometry.row_end(r) - geometry.row_begin(r);
+    const std::int64_t queries = queries_of(r);
     const auto pairs_of = [&](std::int64_t keys) { return keys * queries; };
-    const auto own_pairs = queries * (geometry.row_begin(r) - own_begin) + queries * (queries + 1) / 2;
-    const double area = static_cast<double>(pairs_of(own_begin) + own_pairs);
-    const auto floor =
-        std::min(static_cast<double>(own_pairs + pairs_of((budget.min_blocks - 1) * geometry.block)),
-                 area);
-    double left = std::max(density * area, floor) - static_cast<double>(own_pairs);
+    const RowPairs& row_pairs = pairs[static_cast<std::size_t>(r)];
+    double left =
+        std::max(share * row_pairs.area, row_pairs.least) - static_cast<double>(own_pairs_of(r));
 
     Row blocks(candidates);
     keep_forced(blocks, budget.forced, matched_blocks(density, candidates));
@@ -353,6 +396,12 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
         left -= static_cast<double>(pairs_of(cost));
       }
       ++block;
+    }
+    // All keys of a block are the block.
+    for (std::int64_t j = 0; j < candidates - 1; ++j) {
+      if (singles_in[static_cast<std::size_t>(j)] == geometry.block) {
+        blocks.keep(j, part_of(block_scores[static_cast<std::size_t>(j)]));
+      }
     }
     MixedRow& row = mixed[static_cast<std::size_t>(index)];
     row.blocks = blocks.all_kept();
