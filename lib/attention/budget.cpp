@@ -330,7 +330,9 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
     key_order.push_back(in_order(scores.keys.row(g)));
   }
   // Everything before the own block costs `queries` pairs a key, and the own block its triangle.
-  const auto queries_of = [&](std::int64_t r) { return geometry.row_end(r) - geometry.row_begin(r); };
+  const auto queries_of = [&](std::int64_t r) {
+    return geometry.row_end(r) - geometry.row_begin(r);
+  };
   const auto own_pairs_of = [&](std::int64_t r) {
     const std::int64_t queries = queries_of(r);
     const std::int64_t own_begin = (geometry.first_row() + r) * geometry.block;
@@ -374,7 +376,8 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
       return static_cast<double>(pairs_of(count)) <= left + 0.5 * static_cast<double>(queries);
     };
     while (fits(1)) {
-      while (key != keys.end() && (*key >= own_begin || !blocks.is_free(*key / geometry.block))) ++key;
+      while (key != keys.end() && (*key >= own_begin || !blocks.is_free(*key / geometry.block)))
+        ++key;
       while (block != block_order.end() && !blocks.is_free(*block)) ++block;
       const auto score_of = [](const auto& at, const auto& order, std::span<const double> x) {
         return at == order.end() ? kNever : x[static_cast<std::size_t>(*at)];

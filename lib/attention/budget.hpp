@@ -75,7 +75,8 @@ std::int64_t matched_keys(double density, std::int64_t tokens);
 /// Selects the blocks and keys of every row and row set. `density` is used by kMatched, and by
 /// kFixed when tau is 0. With scores of single keys the kinds are kMatched, kTopP and kMarked, of
 /// which kMatched alone when blocks compete too: it then keeps the share `density` of each row's
-/// pairs, to within half a key, and a little less where early rows cannot keep as little. Throws Error(kInput) when a score is NaN.
+/// pairs, to within half a key, and a little less where early rows cannot keep as little. Throws
+/// Error(kInput) when a score is NaN.
 BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geometry,
                              const Budget& budget, double density, Phase phase);
 

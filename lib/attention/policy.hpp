@@ -11,9 +11,9 @@
 #include "attention/stage.hpp"
 #include "core/tensor.hpp"
 
-/// A rule that decides which blocks, or single keys, to attend to. A policy is immutable; everything that changes
-/// while it runs is a value that the caller owns: the walk state of a sequence (or of one decode
-/// step), and one decode cache for each layer.
+/// A rule that decides which blocks, or single keys, to attend to. A policy is immutable;
+/// everything that changes while it runs is a value that the caller owns: the walk state of a
+/// sequence (or of one decode step), and one decode cache for each layer.
 namespace sw {
 
 /// What passes from one sparse layer to the next.
@@ -56,7 +56,8 @@ class Policy {
   virtual bool decode_depends_on_density() const { return false; }
   virtual Budget budget() const = 0;
 
-  /// Scores of the rows of a prefill at a sparse layer, the same for every density. Advances `walk`; fills `cache` when decode steps will follow (null otherwise).
+  /// Scores of the rows of a prefill at a sparse layer, the same for every density. Advances
+  /// `walk`; fills `cache` when decode steps will follow (null otherwise).
   virtual BlockScores score_prefill(const ScoreContext& context, WalkState& walk,
                                     DecodeCache* cache) const = 0;
   /// Scores of the one row of a decode step at a sparse layer. `walk` starts empty at the

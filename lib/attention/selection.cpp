@@ -148,8 +148,7 @@ BlockSelection BlockSelection::in_keys() const {
         keep(begin, end, parts(g, 0)[static_cast<std::size_t>(found - kept.begin())]);
         continue;
       }
-      const std::int64_t window =
-          std::clamp(geometry_.query_begin - token_window_ + 1, begin, end);
+      const std::int64_t window = std::clamp(geometry_.query_begin - token_window_ + 1, begin, end);
       keep(begin, std::clamp(token_sink_, begin, window), Part::kSink);
       keep(window, end, Part::kWindow);
     }

@@ -28,13 +28,14 @@ struct DensityCount {
   double density() const;
 };
 
-/// Two CSRs over query block rows, of blocks and of single keys ("tokens"), for 1 row set (all heads
-/// share it), one a KV head or one a query head. Invariants: a row's blocks ascend, are unique and
-/// do not exceed the row's own block; its tokens ascend, are unique, lie outside its blocks and not
-/// after its last query; and every query sees its own key: the row keeps its own block, or all keys
-/// at its queries' positions as tokens. Causality holds for single keys too.
+/// Two CSRs over query block rows, of blocks and of single keys ("tokens"), for 1 row set (all
+/// heads share it), one a KV head or one a query head. Invariants: a row's blocks ascend, are
+/// unique and do not exceed the row's own block; its tokens ascend, are unique, lie outside its
+/// blocks and not after its last query; and every query sees its own key: the row keeps its own
+/// block, or all keys at its queries' positions as tokens. Causality holds for single keys too.
 ///
-/// Or, instead of tokens, the token-level parts of the `release` budget: key t is visible to query p
+/// Or, instead of tokens, the token-level parts of the `release` budget: key t is visible to query
+/// p
 /// >= t if p - token_window < t or t < token_sink, whatever the blocks say (0 = no such part).
 class BlockSelection {
  public:

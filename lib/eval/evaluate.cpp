@@ -299,8 +299,8 @@ class TraceEvaluation {
     backend_.attend_dense(problem, geometry, step_dense_, step_mass_);
     step_sparse_.reserve(problem);
     step_key_mass_ = BlockMass();
-    const Site site{problem,      geometry,       step_dense_, step_mass_,
-                    step_sparse_, step_key_mass_, index,       step,       step};
+    const Site site{problem,        geometry, step_dense_, step_mass_, step_sparse_,
+                    step_key_mass_, index,    step,        step};
     for (Method& method : methods_) {
       if (!alive(method)) continue;
       Scores scores;

@@ -34,7 +34,8 @@ struct AdamasOptions : ScoreOptions {
   }
   OptionSet bind() {
     OptionSet set;
-    add_unit(set, unit, "token: single keys, as in the paper; block: the blocks that hold the nearest");
+    add_unit(set, unit,
+             "token: single keys, as in the paper; block: the blocks that hold the nearest");
     add_selection(set);
     set.add("threshold", threshold, 0.0, 100.0, true,
             "outer thresholds of the 2 bits, in root mean squares of the transformed elements");
@@ -127,11 +128,11 @@ PolicyEntry adamas_entry() {
           },
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
             const auto options = parse_options<AdamasOptions>(spec);
-            SummaryMethod method{spec.name, spec_of(spec.name, options), options, 0,
-                                 [threshold = options.threshold](std::int64_t block,
-                                                                 std::int64_t dim) {
-                                   return std::make_unique<TwoBitKeys>(threshold, block, dim);
-                                 }};
+            SummaryMethod method{
+                spec.name, spec_of(spec.name, options), options, 0,
+                [threshold = options.threshold](std::int64_t block, std::int64_t dim) {
+                  return std::make_unique<TwoBitKeys>(threshold, block, dim);
+                }};
             method.logits = false;
             return make_summary_policy(std::move(method));
           }};

@@ -7,7 +7,8 @@
 // gathering what a dense step would give it and may come back. evict=false does the same for keys.
 // Cost: the sums need the attention weights of the dense prefill, which H2O takes from an attention
 // that stores them; here two dense passes give them (for blocks one, and one at each step). A step
-// costs d multiply-adds for each remaining key of a head, which H2O takes from the attention itself.
+// costs d multiply-adds for each remaining key of a head, which H2O takes from the attention
+// itself.
 #include <algorithm>
 #include <utility>
 

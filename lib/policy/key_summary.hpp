@@ -21,8 +21,8 @@ class KeySummary {
   virtual ~KeySummary() = default;
   /// The next keys [count, dim]; the first call brings the prompt.
   virtual void append(const float* keys, std::int64_t count) = 0;
-  /// Logits (or scores) of the key blocks 0 .. logits.size() - 1 for `query` [dim], which comes in scaled by
-  /// 1/sqrt(dim). -infinity says that a block has no weight; not all blocks may.
+  /// Logits (or scores) of the key blocks 0 .. logits.size() - 1 for `query` [dim], which comes in
+  /// scaled by 1/sqrt(dim). -infinity says that a block has no weight; not all blocks may.
   virtual void score(const float* query, std::span<double> logits) const = 0;
 };
 

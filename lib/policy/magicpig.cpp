@@ -7,12 +7,11 @@
 // are not hashed but exact.
 // What is kept is attended to exactly; the paper gives the sampled keys the weights 1/u. Its budget
 // is what was sampled (budget=sampled, which has a density of its own, set by K and L);
-// budget=matched keeps the keys with the largest estimated weight exp(q.k) / u, the exact ones among
-// them, and if too few were sampled, the most recent others. With unit=block a block scores the
-// estimate over its keys. The prefill attends densely, as in the paper; its dense layers 0 and 16
-// become the first two.
-// Cost: K L d multiply-adds a key once and a query each step, a lookup in L tables (here a
-// comparison of L codes for each key), and d for each sampled key.
+// budget=matched keeps the keys with the largest estimated weight exp(q.k) / u, the exact ones
+// among them, and if too few were sampled, the most recent others. With unit=block a block scores
+// the estimate over its keys. The prefill attends densely, as in the paper; its dense layers 0 and
+// 16 become the first two. Cost: K L d multiply-adds a key once and a query each step, a lookup in
+// L tables (here a comparison of L codes for each key), and d for each sampled key.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -39,12 +38,13 @@ struct MagicPigOptions : ScoreOptions {
     OptionSet set;
     add_unit(set, unit, "token: single keys, as in the paper; block: whole blocks");
     add_selection(set);
-    set.add<Budget::Kind>("budget", budget.kind,
-                          {{"matched", Budget::Kind::kMatched},
-                           {"top_p", Budget::Kind::kTopP},
-                           {"sampled", Budget::Kind::kMarked}},
-                          "by density; as many as hold the share top_p of the estimated mass; or, as "
-                          "in the paper, what was sampled, and the exact keys");
+    set.add<Budget::Kind>(
+        "budget", budget.kind,
+        {{"matched", Budget::Kind::kMatched},
+         {"top_p", Budget::Kind::kTopP},
+         {"sampled", Budget::Kind::kMarked}},
+        "by density; as many as hold the share top_p of the estimated mass; or, as "
+        "in the paper, what was sampled, and the exact keys");
     set.add("top_p", budget.top_p, 0.0, 1.0, true, "budget=top_p: share of the estimated mass");
     set.add("bits", bits, 1, 16, "K, random projections of a table");
     set.add("tables", tables, 2, 4096, "L, hash tables");

@@ -1,6 +1,6 @@
 // Oracle: blocks ranked by the dense attention mass that they hold, the upper bound of every
-// block policy at the same granularity and number of blocks (metrics.md, oracle_gap); in decode also
-// single keys, ranked by their dense probability.
+// block policy at the same granularity and number of blocks (metrics.md, oracle_gap); in decode
+// also single keys, ranked by their dense probability.
 #include <algorithm>
 #include <cassert>
 #include <utility>

@@ -73,7 +73,8 @@ Matrix attention_received(const AttentionProblem& problem, const Backend& backen
         float* query = queries.row<float>(h, reversed);
         part.q.load_row(h, t, query);
         for (std::int64_t x = 0; x < dim; ++x) query[x] *= scale;
-        query[dim] = static_cast<float>(-undo * output.lse[static_cast<std::size_t>(h * tokens + t)]);
+        query[dim] =
+            static_cast<float>(-undo * output.lse[static_cast<std::size_t>(h * tokens + t)]);
       }
     }
     HeadsView askers = keys.view();

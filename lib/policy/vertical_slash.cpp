@@ -1,17 +1,15 @@
 // Vertical-slash (MInference 1.0, Jiang et al., arXiv 2407.02490, and the authors' release): the
 // exact attention of the last 64 queries, summed along vertical lines (a key, whatever the query)
 // and slash lines (a distance from query to key), says which lines all rows keep.
-// Verticals are single keys, and slashes whole block diagonals, each slash being spread over the two
-// that it passes through (the release's kernel computes slashes in blocks, too). As in the release
-// the first 30 keys and the 100 shortest distances come first (forced=sink_block). Left out: the
-// offline choice of a pattern and of the numbers of lines for each head. All heads are
-// vertical-slash, and lines of both kinds compete by their mass per key until a row has its share of
-// pairs.
-// With unit=block a block pair (i, j) scores the vertical mass of the keys of block j plus the mass
-// of its block diagonal; the first and the own block are always kept.
-// Decode attends densely, as in the paper.
-// Cost: last_q n d multiply-adds a head for the estimate, then b^2 / 2 additions, and for single
-// keys a sort of them.
+// Verticals are single keys, and slashes whole block diagonals, each slash being spread over the
+// two that it passes through (the release's kernel computes slashes in blocks, too). As in the
+// release the first 30 keys and the 100 shortest distances come first (forced=sink_block). Left
+// out: the offline choice of a pattern and of the numbers of lines for each head. All heads are
+// vertical-slash, and lines of both kinds compete by their mass per key until a row has its share
+// of pairs. With unit=block a block pair (i, j) scores the vertical mass of the keys of block j
+// plus the mass of its block diagonal; the first and the own block are always kept. Decode attends
+// densely, as in the paper. Cost: last_q n d multiply-adds a head for the estimate, then b^2 / 2
+// additions, and for single keys a sort of them.
 #include <algorithm>
 #include <limits>
 
@@ -33,9 +31,10 @@ struct VerticalSlashOptions : ScoreOptions {
   }
   OptionSet bind() {
     OptionSet set;
-    add_unit(set, unit,
-             "token: verticals of single keys and slashes of blocks, as in the paper, where "
-             "forced=sink_block stands for the first 30 keys and 100 distances; block: whole blocks");
+    add_unit(
+        set, unit,
+        "token: verticals of single keys and slashes of blocks, as in the paper, where "
+        "forced=sink_block stands for the first 30 keys and 100 distances; block: whole blocks");
     add_selection(set);
     add_budget(set);
     set.add("last_q", last_q, 1, kNoLimit, "queries at the end of the prompt that find the lines");
@@ -117,13 +116,12 @@ class VerticalSlashPolicy final : public Policy {
       std::fill_n(diagonals.back().begin(), std::min(reached, std::ssize(diagonals.back())),
                   kFirst);
     }
-    BlockScores scores =
-        add_head_estimates(context, options_.granularity,
-                           [&](std::int64_t head, std::int64_t, std::span<double> mass) {
-                             const auto& diagonal = diagonals[static_cast<std::size_t>(head)];
-                             std::reverse_copy(diagonal.begin(),
-                                               diagonal.begin() + std::ssize(mass), mass.begin());
-                           });
+    BlockScores scores = add_head_estimates(
+        context, options_.granularity,
+        [&](std::int64_t head, std::int64_t, std::span<double> mass) {
+          const auto& diagonal = diagonals[static_cast<std::size_t>(head)];
+          std::reverse_copy(diagonal.begin(), diagonal.begin() + std::ssize(mass), mass.begin());
+        });
     scores.keys = sum_heads(verticals, scores.groups);
     return scores;
   }
@@ -145,10 +143,11 @@ PolicyEntry vertical_slash_entry() {
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
             const auto options = parse_options<VerticalSlashOptions>(spec);
             if (options.unit == Unit::kToken && options.budget.kind != Budget::Kind::kMatched) {
-              throw Error(ErrorKind::kUsage,
-                          "method 'vertical_slash': columns and diagonals share the attention twice, "
-                          "so that budget=top_p has no meaning for them",
-                          "use unit=block with it");
+              throw Error(
+                  ErrorKind::kUsage,
+                  "method 'vertical_slash': columns and diagonals share the attention twice, "
+                  "so that budget=top_p has no meaning for them",
+                  "use unit=block with it");
             }
             return std::make_unique<VerticalSlashPolicy>(options);
           }};

@@ -144,9 +144,9 @@ TEST(BlockSelection, SingleKeysMustKeepTheInvariants) {
   rejected({2}, {5, 3});
   rejected({2}, {3, 3});
   rejected({2}, {-1});
-  rejected({2}, {8});                // in a kept block
-  rejected({1}, {9, 10});            // the last query does not see its own key
-  rejected({1}, {9, 10, 11, 12});    // after the last query
+  rejected({2}, {8});              // in a kept block
+  rejected({1}, {9, 10});          // the last query does not see its own key
+  rejected({1}, {9, 10, 11, 12});  // after the last query
   rejected({}, {8});
   BlockSelection s({4, 9, 12}, 1);
   append(s, {1}, {0, 9, 10, 11});

@@ -177,8 +177,7 @@ struct Comparison {
     const BlockSelection selection =
         random_selection(rng, problem.geometry(block), groups[rng.below(3)], rng.below(2) == 0);
     compare(problem, selection);
-    compare(problem,
-            random_mixed_selection(rng, problem.geometry(block), groups[rng.below(3)]));
+    compare(problem, random_mixed_selection(rng, problem.geometry(block), groups[rng.below(3)]));
   }
 
   void compare(const AttentionProblem& problem, const BlockSelection& selection) const {

@@ -24,8 +24,8 @@ using nlohmann::json;
 constexpr const char* kPrefillMethods[] = {"block_mean",     "block_max",   "minmax_bound",
                                            "vertical_slash", "flexprefill", "xattention",
                                            "tri_shape"};
-constexpr const char* kDecodeMethods[] = {"quest",  "twilight:budget=matched", "adamas", "magicpig",
-                                          "snapkv", "h2o",                     "tova"};
+constexpr const char* kDecodeMethods[] = {
+    "quest", "twilight:budget=matched", "adamas", "magicpig", "snapkv", "h2o", "tova"};
 
 std::string spec_of(const std::string& name, const json& options) {
   std::string spec = name;
@@ -243,9 +243,8 @@ TEST_F(BaselineTest, PrefillFindsPlantedBlocks) {
 // no better than chance. FlexPrefill's last 64 queries reach into row 14, whose heavy blocks
 // compete.
 TEST_F(BaselineTest, LinesFindPlantedBlocksOfTheLastRow) {
-  for (const std::string spec :
-       {"vertical_slash:unit=block,last_q=32", "vertical_slash:forced=diagonal,last_q=32",
-        "flexprefill:tau=0"}) {
+  for (const std::string spec : {"vertical_slash:unit=block,last_q=32",
+                                 "vertical_slash:forced=diagonal,last_q=32", "flexprefill:tau=0"}) {
     DecodeCache cache;
     const Outcome outcome = prefill(spec, 0.5, cache);
     EXPECT_GE(layer_.recall(outcome.selection, 15, 16), spec == "flexprefill:tau=0" ? 0.75 : 1.0)
@@ -272,8 +271,9 @@ TEST_F(BaselineTest, DecodeFindsPlantedBlocks) {
   }
 }
 
-// What ranks single keys by 2 bits, or by a sample, misses some keys of a heavy block: the cosine of
-// query and key is about 0.4. MagicPIG samples such a key with a chance of 0.99 with these tables.
+// What ranks single keys by 2 bits, or by a sample, misses some keys of a heavy block: the cosine
+// of query and key is about 0.4. MagicPIG samples such a key with a chance of 0.99 with these
+// tables.
 TEST_F(BaselineTest, ApproximateScoresOfSingleKeysFindMostPlantedKeys) {
   for (const char* spec : {"adamas", "adamas:granularity=layer", "magicpig:bits=6"}) {
     DecodeCache cache;
@@ -419,15 +419,18 @@ TEST_F(BaselineTest, DensityHoldsInThePhaseOfTheMethod) {
   }
   // Rows of single keys round by half a key of 500 on average.
   for (const double density : {0.1, 0.3}) {
-    for (const char* spec : {"vertical_slash", "vertical_slash:forced=diagonal,granularity=layer"}) {
+    for (const char* spec :
+         {"vertical_slash", "vertical_slash:forced=diagonal,granularity=layer"}) {
       DecodeCache cache;
-      EXPECT_NEAR(prefill(spec, density, cache).selection.count().density(), density, 0.001) << spec;
+      EXPECT_NEAR(prefill(spec, density, cache).selection.count().density(), density, 0.001)
+          << spec;
     }
   }
 }
 
 TEST_F(BaselineTest, GranularityChoosesTheRowSets) {
-  for (const std::string name : {"quest", "twilight", "adamas", "magicpig", "snapkv", "h2o", "tova"}) {
+  for (const std::string name :
+       {"quest", "twilight", "adamas", "magicpig", "snapkv", "h2o", "tova"}) {
     for (const auto& [sharing, groups] : {std::pair("layer", 1), {"kv_head", 2}, {"head", 4}}) {
       DecodeCache cache;
       const std::string spec = name + ":granularity=" + sharing;
