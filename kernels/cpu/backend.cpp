@@ -21,7 +21,7 @@ struct WorkItem {
   std::int64_t head_begin;
   std::int64_t head_end;
   std::int64_t row;
-  std::int64_t blocks;  ///< key blocks to visit: the cost
+  std::int64_t keys;  ///< to visit, in whole blocks and single: the cost
 };
 
 class CpuBackend final : public Backend {
@@ -83,6 +83,26 @@ std::vector<cpu::KeyRange> key_ranges(const BlockSelection& selection, std::int6
   return ranges;
 }
 
+/// The single keys of one row whose queries begin at `begin`: runs of those from there on, which
+/// may hide from some queries, and the earlier ones, which all queries see.
+struct SingleKeys {
+  std::vector<cpu::KeyRange> runs;
+  std::span<const std::int32_t> before;
+};
+
+SingleKeys single_keys(std::span<const std::int32_t> tokens, std::int64_t begin) {
+  SingleKeys keys;
+  const auto first = std::lower_bound(tokens.begin(), tokens.end(), begin);
+  keys.before = tokens.first(static_cast<std::size_t>(first - tokens.begin()));
+  for (auto t = first; t != tokens.end(); ++t) {
+    if (keys.runs.empty() || keys.runs.back().end != *t) {
+      keys.runs.push_back({0, *t, *t, cpu::Mask::kCausal});
+    }
+    ++keys.runs.back().end;
+  }
+  return keys;
+}
+
 void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& selection,
                      AttentionOutput& output, BlockMass* mass) const {
   problem.validate();
@@ -98,12 +118,14 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
   std::vector<WorkItem> items;
   for (std::int64_t h = 0; h < problem.num_heads(); h += heads_per_item) {
     for (std::int64_t r = 0; r < g.rows(); ++r) {
-      const auto touched = selection.touched_blocks(h / heads_per_set, r);
-      items.push_back({h, h + heads_per_item, r, static_cast<std::int64_t>(touched.size())});
+      const std::int64_t set = h / heads_per_set;
+      items.push_back({h, h + heads_per_item, r,
+                       std::ssize(selection.touched_blocks(set, r)) * g.block +
+                           std::ssize(selection.tokens(set, r))});
     }
   }
   std::stable_sort(items.begin(), items.end(),
-                   [](const WorkItem& a, const WorkItem& b) { return a.blocks > b.blocks; });
+                   [](const WorkItem& a, const WorkItem& b) { return a.keys > b.keys; });
 
   std::vector<cpu::RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
                                             cpu::RowAttention(isa_.tile(problem)));
@@ -120,8 +142,13 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
       rows.set_queries(h - item.head_begin, problem.q, h, first, begin);
     }
     const std::int64_t kv_head = item.head_begin / problem.group();
-    for (const cpu::KeyRange& keys :
-         key_ranges(selection, item.head_begin / heads_per_set, item.row)) {
+    const std::int64_t set = item.head_begin / heads_per_set;
+    for (const cpu::KeyRange& keys : key_ranges(selection, set, item.row)) {
+      rows.visit(problem.k, problem.v, kv_head, keys);
+    }
+    const SingleKeys singles = single_keys(selection.tokens(set, item.row), begin);
+    rows.visit_singles(problem.k, problem.v, kv_head, singles.before);
+    for (const cpu::KeyRange& keys : singles.runs) {
       rows.visit(problem.k, problem.v, kv_head, keys);
     }
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {

@@ -8,6 +8,7 @@
 
 #include "core/parallel.hpp"
 #include "kernels/cpu/aligned.hpp"
+#include "kernels/cpu/gather.hpp"
 
 namespace sw::cpu {
 namespace {
@@ -17,11 +18,12 @@ constexpr std::int64_t kPartKeys = 512;
 /// ... and so many that merging the parts of a head costs little.
 constexpr std::int64_t kMostParts = 64;
 
-/// At most kTileKeys consecutive visible keys of one block.
+/// At most kTileKeys visible keys: consecutive ones, or single ones that have to be gathered.
 struct Run {
   std::int64_t block;
   std::int64_t begin;
   std::int64_t count;
+  const std::int32_t* singles = nullptr;  ///< [count], or null
 };
 
 /// A share of the keys of the query heads [head_begin, head_end), which have one KV head and one
@@ -37,6 +39,7 @@ struct Part {
 /// Buffers of one thread.
 struct Workspace {
   LineVector<std::byte> q, k, v;
+  LineVector<std::byte> gathered_k, gathered_v;
   LineVector<float> s;
 };
 
@@ -61,6 +64,13 @@ std::vector<Run> visible_runs(const BlockSelection& selection, std::int64_t row_
     const std::int64_t window = std::clamp(query - selection.token_window() + 1, sink_end, end);
     add(j, begin, sink_end);
     add(j, window, end);
+  }
+  const auto singles = selection.tokens(row_set, 0);
+  for (std::size_t i = 0; i < singles.size(); i += kTileKeys) {
+    const auto some = singles.subspan(i, std::min<std::size_t>(singles.size() - i, kTileKeys));
+    const bool consecutive = some.back() - some.front() + 1 == std::ssize(some);
+    runs.push_back({some.front() / g.block, some.front(), std::ssize(some),
+                    consecutive ? nullptr : some.data()});
   }
   return runs;
 }
@@ -130,21 +140,28 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     tile.o = out.data() + state * static_cast<std::size_t>(padded);
     tile.tile_sum = tile_sums[static_cast<std::size_t>(index)].data();
     tile.tile_base = tile_bases[static_cast<std::size_t>(index)].data();
-    // Rows in the elements of the kernel: where they are, or converted.
-    const auto rows = [&](const HeadsView& x, const Run& r, LineVector<std::byte>& buffer) {
+    // Rows in the elements of the kernel: where they are, gathered, or converted.
+    const auto rows = [&](const HeadsView& x, const Run& r, LineVector<std::byte>& gathered,
+                          LineVector<std::byte>& buffer) {
       TokenRows in{x.row(kv_head, r.begin), x.dtype, x.token_stride,
                    static_cast<std::int32_t>(r.count), static_cast<std::int32_t>(dim)};
+      if (r.singles != nullptr) {
+        const std::span<const std::int32_t> some(r.singles, static_cast<std::size_t>(r.count));
+        in.data = gather_rows(x, kv_head, some, gathered).data;
+        in.stride = dim;
+      }
       if (x.dtype == kernel.element) return in;
       buffer.resize(static_cast<std::size_t>(kTileKeys * dim) * element);
       isa.f32_tile->pack_keys(in, buffer.data());
       return TokenRows{buffer.data(), kernel.element, dim, in.count, in.dim};
     };
     for (std::int64_t r = part.run_begin; r < part.run_end; ++r) {
-      tile.k = rows(problem.k, run[r], w.k);
-      tile.v = rows(problem.v, run[r], w.v);
+      tile.k = rows(problem.k, run[r], w.gathered_k, w.k);
+      tile.v = rows(problem.v, run[r], w.gathered_v, w.v);
       // The CPU reads ahead by itself within consecutive rows.
       tile.next_count = 0;
-      if (r + 1 < part.run_end && run[r + 1].begin != run[r].begin + run[r].count) {
+      if (r + 1 < part.run_end && run[r].singles == nullptr && run[r + 1].singles == nullptr &&
+          run[r + 1].begin != run[r].begin + run[r].count) {
         tile.next_k = problem.k.row(kv_head, run[r + 1].begin);
         tile.next_v = problem.v.row(kv_head, run[r + 1].begin);
         tile.next_count = static_cast<std::int32_t>(run[r + 1].count);

@@ -5,6 +5,8 @@
 #include <limits>
 #include <numbers>
 
+#include "kernels/cpu/gather.hpp"
+
 namespace sw::cpu {
 namespace {
 
@@ -113,6 +115,18 @@ void RowAttention::visit(const HeadsView& k, const HeadsView& v, std::int64_t kv
       }
       kernel_->run(tile);
     }
+  }
+}
+
+void RowAttention::visit_singles(const HeadsView& k, const HeadsView& v, std::int64_t kv_head,
+                                 std::span<const std::int32_t> tokens) {
+  const auto count = std::ssize(tokens);
+  for (std::int64_t begin = 0; begin < count; begin += kTileKeys) {
+    const auto some =
+        tokens.subspan(static_cast<std::size_t>(begin),
+                       static_cast<std::size_t>(std::min<std::int64_t>(count - begin, kTileKeys)));
+    visit(gather_rows(k, kv_head, some, gathered_k_), gather_rows(v, kv_head, some, gathered_v_), 0,
+          {0, 0, std::ssize(some), Mask::kNone});
   }
 }
 

@@ -40,6 +40,11 @@ class RowAttention {
   /// Attends to the keys of one block. `v` may be empty (heads == 0): masses only.
   void visit(const HeadsView& k, const HeadsView& v, std::int64_t kv_head, const KeyRange& keys);
 
+  /// Attends to single keys that every query sees; gathers them into whole tiles. Their masses, if
+  /// any are wanted, count as block 0's.
+  void visit_singles(const HeadsView& k, const HeadsView& v, std::int64_t kv_head,
+                     std::span<const std::int32_t> tokens);
+
   /// Outputs [queries][dim] (f32) and log-sum-exps [queries] (natural) of a head.
   void finish(std::int64_t head, float* out, double* lse) const;
   /// Adds the softmax masses of every block, of the queries [begin, end) of a head, to sum[blocks].
@@ -70,6 +75,7 @@ class RowAttention {
   bool normalized_ = false;
   float scale_ = 1.0f;
   LineVector<std::byte> qt_, k_, v_;
+  LineVector<std::byte> gathered_k_, gathered_v_;
   LineVector<float> ot_, m_, l_, s_;
   LineVector<std::int32_t> position_;
   // One entry a visited tile: its block, then sums and bases of every lane.

@@ -126,6 +126,12 @@ void CudaBackend::fetch(const AttentionProblem& problem, AttentionOutput& output
 
 void CudaBackend::attend(const AttentionProblem& problem, const BlockSelection& selection,
                          AttentionOutput& output) const {
+  if (selection.has_tokens()) {
+    throw Error(ErrorKind::kUnsupported,
+                "the backend 'cuda' cannot compute this: its kernels take whole blocks, and this "
+                "selection keeps single keys",
+                "use --backend cpu, or the method with unit=block");
+  }
   cuda::sm80::PrefillAttention attention = prepare(problem, selection.geometry().block);
   const std::span<const std::int64_t> row_ptr = selection.row_ptr();
   std::vector<std::int32_t> counts(row_ptr.size() - 1);

@@ -48,10 +48,13 @@ class ReferenceBackend final : public Backend {
     const BlockGeometry& g = selection.geometry();
     attend_visible(
         problem, output, nullptr, g, [&](std::int64_t h, std::int64_t p, std::int64_t t) {
-          const auto kept = selection.blocks(selection.group_of_head(h, problem.num_heads()),
-                                             p / g.block - g.first_row());
+          const std::int64_t group = selection.group_of_head(h, problem.num_heads());
+          const std::int64_t row = p / g.block - g.first_row();
+          const auto kept = selection.blocks(group, row);
+          const auto singles = selection.tokens(group, row);
           return std::binary_search(kept.begin(), kept.end(),
                                     static_cast<std::int32_t>(t / g.block)) ||
+                 std::binary_search(singles.begin(), singles.end(), static_cast<std::int32_t>(t)) ||
                  selection.token_visible(p, t);
         });
   }

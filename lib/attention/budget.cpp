@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -34,10 +37,21 @@ bool ranks_before(std::span<const double> scores, std::int64_t x, std::int64_t y
   return sx != sy ? sx > sy : x > y;
 }
 
-/// One row being filled: a tag for each candidate block, or none.
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+constexpr double kAlways = std::numeric_limits<double>::infinity();
+
+Part part_of(double score) { return score == kAlways ? Part::kForced : Part::kScored; }
+
+/// One row being filled: a tag for each candidate, which is a block or a key, or none.
 class Row {
  public:
   explicit Row(std::int64_t candidates) : tags_(static_cast<std::size_t>(candidates), kFree) {}
+  /// Candidates of score -infinity can never be kept.
+  explicit Row(std::span<const double> scores) : Row(std::ssize(scores)) {
+    for (std::size_t j = 0; j < scores.size(); ++j) {
+      if (scores[j] == kNever) tags_[j] = kGone;
+    }
+  }
 
   std::int64_t candidates() const { return static_cast<std::int64_t>(tags_.size()); }
   std::int64_t kept() const { return kept_; }
@@ -56,70 +70,84 @@ class Row {
   void keep_sink(std::int64_t blocks) {
     for (std::int64_t j = 0; j < std::min(blocks, candidates()); ++j) keep(j, Part::kSink);
   }
-  /// Fills up to `total` blocks by score.
+  /// Fills up to `total` candidates by score.
   void keep_best(std::span<const double> scores, std::int64_t total) {
-    const std::int64_t wanted = std::min(total, candidates()) - kept_;
-    if (wanted <= 0) return;
     std::vector<std::int64_t> free;
     for (std::int64_t j = 0; j < candidates(); ++j) {
       if (is_free(j)) free.push_back(j);
     }
+    const std::int64_t wanted = std::min(total - kept_, std::ssize(free));
+    if (wanted <= 0) return;
     std::nth_element(free.begin(), free.begin() + (wanted - 1), free.end(),
                      [&](std::int64_t x, std::int64_t y) { return ranks_before(scores, x, y); });
-    for (std::int64_t i = 0; i < wanted; ++i)
-      keep(free[static_cast<std::size_t>(i)], Part::kScored);
+    for (std::int64_t i = 0; i < wanted; ++i) {
+      const std::int64_t j = free[static_cast<std::size_t>(i)];
+      keep(j, part_of(scores[static_cast<std::size_t>(j)]));
+    }
   }
 
-  void append_to(BlockSelection& selection) const {
-    std::vector<std::int32_t> blocks;
+  struct Kept {
+    std::vector<std::int32_t> indices;
     std::vector<Part> parts;
+  };
+  /// In ascending order.
+  Kept all_kept() const {
+    Kept kept;
     for (std::int64_t j = 0; j < candidates(); ++j) {
-      if (is_free(j)) continue;
-      blocks.push_back(static_cast<std::int32_t>(j));
-      parts.push_back(static_cast<Part>(tags_[static_cast<std::size_t>(j)]));
+      const std::int8_t tag = tags_[static_cast<std::size_t>(j)];
+      if (tag < 0) continue;
+      kept.indices.push_back(static_cast<std::int32_t>(j));
+      kept.parts.push_back(static_cast<Part>(tag));
     }
-    selection.append_row(blocks, parts);
+    return kept;
   }
 
  private:
   static constexpr std::int8_t kFree = -1;
+  static constexpr std::int8_t kGone = -2;
   std::vector<std::int8_t> tags_;
   std::int64_t kept_ = 0;
 };
 
 std::int64_t round_half_up(double x) { return static_cast<std::int64_t>(std::floor(x + 0.5)); }
 
-void fill_matched(Row& row, std::span<const double> scores, const Budget& budget, double density) {
-  const std::int64_t m = std::min(
-      row.candidates(), std::max(budget.min_blocks, matched_blocks(density, row.candidates())));
+void require_numbers(std::span<const double> scores, std::int64_t query_block) {
+  if (std::none_of(scores.begin(), scores.end(), [](double x) { return std::isnan(x); })) return;
+  throw Error(ErrorKind::kInput,
+              "a score of query block " + std::to_string(query_block) + " is not a number",
+              "check the trace for NaN and huge values with sw-trace validate");
+}
+
+/// What the budget forces in a row that is to keep m candidates.
+void keep_forced(Row& row, Budget::Forced forced, std::int64_t m) {
   const std::int64_t sink = m >= 3   ? std::max<std::int64_t>(1, round_half_up(m / 8.0))
                             : m == 2 ? 1
                                      : 0;
-  const std::int64_t window = m >= 3 ? std::max<std::int64_t>(1, round_half_up(m / 4.0)) : 1;
-  switch (budget.forced) {
+  row.keep_window(1);
+  switch (forced) {
     case Budget::Forced::kSinkAndRecent:
       row.keep_window(m - sink);
       row.keep_sink(sink);
       break;
     case Budget::Forced::kSinkAndWindow:
-      row.keep_window(window);
+      if (m >= 3) row.keep_window(std::max<std::int64_t>(1, round_half_up(m / 4.0)));
       row.keep_sink(sink);
-      row.keep_best(scores, m);
       break;
     case Budget::Forced::kDiagonal:
-      row.keep_window(1);
-      row.keep_best(scores, m);
       break;
     case Budget::Forced::kSinkBlock:
-      row.keep_window(1);
       if (m >= 2) row.keep_sink(1);
-      row.keep_best(scores, m);
       break;
     case Budget::Forced::kRecentHalf:
       row.keep_window(std::max<std::int64_t>(1, round_half_up(m / 2.0)));
-      row.keep_best(scores, m);
       break;
   }
+}
+
+/// m candidates: what is forced, and the rest by score, which kSinkAndRecent does without.
+void fill_matched(Row& row, std::span<const double> scores, const Budget& budget, std::int64_t m) {
+  keep_forced(row, budget.forced, m);
+  if (budget.forced != Budget::Forced::kSinkAndRecent) row.keep_best(scores, m);
 }
 
 void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) {
@@ -144,7 +172,7 @@ void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) 
     const bool enough = budget.top_p < 1.0 && kept >= budget.top_p * total;
     if (enough && row.kept() >= budget.min_blocks) break;
     kept += scores[static_cast<std::size_t>(j)];
-    row.keep(j, Part::kScored);
+    row.keep(j, part_of(scores[static_cast<std::size_t>(j)]));
   }
 }
 
@@ -214,7 +242,191 @@ void fill_release(Row& row, std::span<const double> scores, const Budget& budget
   if (dense_row) keep_all(row, Part::kForced);
 }
 
+/// The row of a decode step in single keys.
+BlockSelection select_keys(const Matrix& keys, const BlockGeometry& geometry, const Budget& budget,
+                           double density) {
+  assert(geometry.tokens - geometry.query_begin == 1 && keys.cols() == geometry.tokens);
+  const std::int64_t floor = (budget.min_blocks - 1) * geometry.block + 1;
+  std::vector<Row::Kept> rows(static_cast<std::size_t>(keys.rows()));
+  parallel_for(keys.rows(), [&](std::int64_t g, int) {
+    const std::span<const double> scores = keys.row(g);
+    require_numbers(scores, geometry.key_blocks() - 1);
+    Row row(scores);
+    switch (budget.kind) {
+      case Budget::Kind::kMatched:
+        fill_matched(row, scores, budget,
+                     std::clamp(floor, matched_keys(density, geometry.tokens), geometry.tokens));
+        break;
+      case Budget::Kind::kTopP:
+        fill_top_p(row, scores, budget);
+        break;
+      case Budget::Kind::kMarked:
+        fill_marked(row, scores);
+        break;
+      default:
+        throw std::logic_error("budget: not one of single keys");
+    }
+    rows[static_cast<std::size_t>(g)] = row.all_kept();
+  });
+  BlockSelection selection(geometry, keys.rows());
+  for (const Row::Kept& row : rows) selection.append_row({}, {}, row.indices, row.parts);
+  return selection;
+}
+
+/// Candidates of one row set in the order of selection.
+std::vector<std::int32_t> in_order(std::span<const double> scores) {
+  std::vector<std::int32_t> order(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](std::int32_t x, std::int32_t y) { return ranks_before(scores, x, y); });
+  return order;
+}
+
+/// Pairs of a row: all of them, and those that it keeps in any case.
+struct RowPairs {
+  double area;
+  double least;
+};
+
+/// Density of the rows that can keep it, so that with those that keep more in any case the whole
+/// has `density`.
+double density_above_least(std::span<const RowPairs> rows, double density) {
+  double wanted = 0.0;
+  for (const RowPairs& row : rows) wanted += density * row.area;
+  double share = density;
+  for (std::size_t settled = 0, before = rows.size() + 1; settled != before;) {
+    before = settled;
+    settled = 0;
+    double left = wanted;
+    double area = 0.0;
+    for (const RowPairs& row : rows) {
+      if (row.least >= share * row.area) {
+        left -= row.least;
+        ++settled;
+      } else {
+        area += row.area;
+      }
+    }
+    if (area > 0.0) share = std::max(left / area, 0.0);
+  }
+  return share;
+}
+
+/// Rows of blocks and single keys, which compete by score per key; a key goes first among equals.
+BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geometry,
+                            const Budget& budget, double density) {
+  if (budget.kind != Budget::Kind::kMatched || budget.dense_last_rows > 0) {
+    throw std::logic_error("budget: not one of mixed rows");
+  }
+  struct MixedRow {
+    Row::Kept blocks;
+    std::vector<std::int32_t> tokens;
+    std::vector<Part> token_parts;
+  };
+  const std::int64_t rows = geometry.rows();
+  std::vector<std::vector<std::int32_t>> key_order;
+  for (std::int64_t g = 0; g < scores.groups; ++g) {
+    require_numbers(scores.keys.row(g), geometry.key_blocks() - 1);
+    key_order.push_back(in_order(scores.keys.row(g)));
+  }
+  // Everything before the own block costs `queries` pairs a key, and the own block its triangle.
+  const auto queries_of = [&](std::int64_t r) {
+    return geometry.row_end(r) - geometry.row_begin(r);
+  };
+  const auto own_pairs_of = [&](std::int64_t r) {
+    const std::int64_t queries = queries_of(r);
+    const std::int64_t own_begin = (geometry.first_row() + r) * geometry.block;
+    return queries * (geometry.row_begin(r) - own_begin) + queries * (queries + 1) / 2;
+  };
+  std::vector<RowPairs> pairs;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t before = (geometry.first_row() + r) * geometry.block;
+    const std::int64_t least = std::min((budget.min_blocks - 1) * geometry.block, before);
+    pairs.push_back({static_cast<double>(before * queries_of(r) + own_pairs_of(r)),
+                     static_cast<double>(least * queries_of(r) + own_pairs_of(r))});
+  }
+  const double share = density_above_least(pairs, density);
+  std::vector<MixedRow> mixed(static_cast<std::size_t>(scores.groups * rows));
+  parallel_for(scores.groups * rows, [&](std::int64_t index, int) {
+    const std::int64_t g = index / rows;
+    const std::int64_t r = index % rows;
+    const std::int64_t candidates = geometry.first_row() + r + 1;
+    const auto own_begin = (candidates - 1) * geometry.block;
+    const std::span<const double> key_scores = scores.keys.row(g);
+    const auto block_scores =
+        scores.values.row(index).first(static_cast<std::size_t>(candidates - 1));
+    require_numbers(block_scores, candidates - 1);
+
+    const std::int64_t queries = queries_of(r);
+    const auto pairs_of = [&](std::int64_t keys) { return keys * queries; };
+    const RowPairs& row_pairs = pairs[static_cast<std::size_t>(r)];
+    double left =
+        std::max(share * row_pairs.area, row_pairs.least) - static_cast<double>(own_pairs_of(r));
+
+    Row blocks(candidates);
+    keep_forced(blocks, budget.forced, matched_blocks(density, candidates));
+    left -= static_cast<double>(pairs_of((blocks.kept() - 1) * geometry.block));
+    std::vector<std::int64_t> singles_in(static_cast<std::size_t>(candidates), 0);
+    std::vector<std::int32_t> singles;
+    const std::vector<std::int32_t> block_order = in_order(block_scores);
+    const std::vector<std::int32_t>& keys = key_order[static_cast<std::size_t>(g)];
+    auto block = block_order.begin();
+    auto key = keys.begin();
+    const auto fits = [&](std::int64_t count) {
+      return static_cast<double>(pairs_of(count)) <= left + 0.5 * static_cast<double>(queries);
+    };
+    while (fits(1)) {
+      while (key != keys.end() && (*key >= own_begin || !blocks.is_free(*key / geometry.block)))
+        ++key;
+      while (block != block_order.end() && !blocks.is_free(*block)) ++block;
+      const auto score_of = [](const auto& at, const auto& order, std::span<const double> x) {
+        return at == order.end() ? kNever : x[static_cast<std::size_t>(*at)];
+      };
+      const double key_score = score_of(key, keys, key_scores);
+      const double block_score =
+          score_of(block, block_order, block_scores) / static_cast<double>(geometry.block);
+      if (std::max(key_score, block_score) == kNever) break;
+      if (key_score >= block_score) {
+        singles.push_back(*key);
+        ++singles_in[static_cast<std::size_t>(*key / geometry.block)];
+        left -= static_cast<double>(queries);
+        ++key;
+        continue;
+      }
+      const std::int64_t cost = geometry.block - singles_in[static_cast<std::size_t>(*block)];
+      if (fits(cost)) {
+        blocks.keep(*block, part_of(block_score));
+        left -= static_cast<double>(pairs_of(cost));
+      }
+      ++block;
+    }
+    // All keys of a block are the block.
+    for (std::int64_t j = 0; j < candidates - 1; ++j) {
+      if (singles_in[static_cast<std::size_t>(j)] == geometry.block) {
+        blocks.keep(j, part_of(block_scores[static_cast<std::size_t>(j)]));
+      }
+    }
+    MixedRow& row = mixed[static_cast<std::size_t>(index)];
+    row.blocks = blocks.all_kept();
+    std::sort(singles.begin(), singles.end());
+    for (const std::int32_t t : singles) {
+      if (!blocks.is_free(t / geometry.block)) continue;
+      row.tokens.push_back(t);
+      row.token_parts.push_back(part_of(key_scores[static_cast<std::size_t>(t)]));
+    }
+  });
+  BlockSelection selection(geometry, scores.groups);
+  for (const MixedRow& row : mixed) {
+    selection.append_row(row.blocks.indices, row.blocks.parts, row.tokens, row.token_parts);
+  }
+  return selection;
+}
+
 }  // namespace
+
+std::int64_t matched_keys(double density, std::int64_t tokens) {
+  return std::clamp<std::int64_t>(round_half_up(density * static_cast<double>(tokens)), 1, tokens);
+}
 
 std::int64_t matched_blocks(double density, std::int64_t candidates) {
   const double area = static_cast<double>(candidates) - 0.5;
@@ -226,6 +438,10 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
                              const Budget& budget, double density, Phase phase) {
   if (budget.kind == Budget::Kind::kAll || budget.dense_phase == phase) {
     return BlockSelection::dense(geometry);
+  }
+  if (!scores.keys.empty()) {
+    return scores.values.empty() ? select_keys(scores.keys, geometry, budget, density)
+                                 : select_mixed(scores, geometry, budget, density);
   }
   const bool scored = budget.forced != Budget::Forced::kSinkAndRecent;
   assert(!scored || (scores.values.rows() == scores.groups * geometry.rows() &&
@@ -250,16 +466,13 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
     std::span<const double> s;
     if (scored) {
       s = scores.values.row(index).first(static_cast<std::size_t>(row.candidates()));
-      if (std::any_of(s.begin(), s.end(), [](double x) { return std::isnan(x); })) {
-        throw Error(ErrorKind::kInput,
-                    "a block score of query block " + std::to_string(row.candidates() - 1) +
-                        " is not a number",
-                    "check the trace for NaN and huge values with sw-trace validate");
-      }
+      require_numbers(s, row.candidates() - 1);
     }
     switch (budget.kind) {
       case Budget::Kind::kMatched:
-        fill_matched(row, s, budget, density);
+        fill_matched(row, s, budget,
+                     std::clamp(budget.min_blocks, matched_blocks(density, row.candidates()),
+                                row.candidates()));
         if (row.candidates() > b - dense_rows) keep_all(row, Part::kForced);
         return;
       case Budget::Kind::kTopP:
@@ -275,7 +488,10 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
     }
   });
   BlockSelection selection(geometry, scores.groups);
-  for (const Row& row : rows) row.append_to(selection);
+  for (const Row& row : rows) {
+    const Row::Kept kept = row.all_kept();
+    selection.append_row(kept.indices, kept.parts);
+  }
   if (budget.kind == Budget::Kind::kRelease) {
     selection.set_token_parts(phase == Phase::kPrefill ? sizes.token_window : 0, sizes.token_sink);
   }

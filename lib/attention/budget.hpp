@@ -7,8 +7,8 @@
 #include "attention/selection.hpp"
 #include "core/tensor.hpp"
 
-/// From block scores to a selection (sketchwalk.md section 3): how many blocks a row keeps, which
-/// of them are forced, and the rest by score. Every policy ends here.
+/// From scores to a selection (sketchwalk.md section 3): how many blocks, or single keys, a row
+/// keeps, which of them are forced, and the rest by score. Every policy ends here.
 namespace sw {
 
 enum class Phase { kPrefill, kDecode };
@@ -22,7 +22,8 @@ struct Budget {
     kTopP,     ///< the fewest blocks that hold the share `top_p` of a row's summed scores
     kMarked,   ///< every block with a score above 0, and the row's own: the policy has decided
   };
-  /// What a row keeps whatever its scores; the diagonal block always is.
+  /// What a row keeps whatever its scores; the diagonal block always is. Of a row of single keys
+  /// the same in keys: its own, the first one, and so on.
   enum class Forced {
     kSinkAndWindow,  ///< the shares of `matched`, or one block each of `fixed`
     kDiagonal,       ///< nothing else: all by score (oracle)
@@ -50,10 +51,15 @@ struct Budget {
   bool release_sink_bug = true;
 };
 
-/// Scores of every (row, key block) pair, one matrix below the other for each row set.
+/// Scores of every (row, key block) pair, one matrix below the other for each row set; and of
+/// single keys, for policies that select those.
 struct BlockScores {
   std::int64_t groups = 1;
   Matrix values;  ///< [groups * rows, key blocks]; empty when the budget needs no scores
+  /// [groups, tokens], the same for all rows of a row set, or empty. Alone (decode steps), a row is
+  /// single keys. Beside `values`, blocks and single keys before the row's own block compete by
+  /// their score per key. +infinity goes first and counts as forced, -infinity is never kept.
+  Matrix keys = {};
 
   std::span<const double> row(std::int64_t group, std::int64_t row, std::int64_t rows) const {
     return values.row(group * rows + row);
@@ -63,8 +69,14 @@ struct BlockScores {
 /// m of the budget `matched`: blocks kept of `candidates`, for density rho in (0, 1].
 std::int64_t matched_blocks(double density, std::int64_t candidates);
 
-/// Selects the blocks of every row and row set. `density` is used by kMatched, and by kFixed when
-/// tau is 0. Throws Error(kInput) when a score is NaN.
+/// m of the budget `matched` for a decode step that selects single keys: density * tokens, rounded.
+std::int64_t matched_keys(double density, std::int64_t tokens);
+
+/// Selects the blocks and keys of every row and row set. `density` is used by kMatched, and by
+/// kFixed when tau is 0. With scores of single keys the kinds are kMatched, kTopP and kMarked, of
+/// which kMatched alone when blocks compete too: it then keeps the share `density` of each row's
+/// pairs, to within half a key, and a little less where early rows cannot keep as little. Throws
+/// Error(kInput) when a score is NaN.
 BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geometry,
                              const Budget& budget, double density, Phase phase);
 

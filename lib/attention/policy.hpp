@@ -11,9 +11,9 @@
 #include "attention/stage.hpp"
 #include "core/tensor.hpp"
 
-/// A rule that decides which blocks to attend to. A policy is immutable; everything that changes
-/// while it runs is a value that the caller owns: the walk state of a sequence (or of one decode
-/// step), and one decode cache for each layer.
+/// A rule that decides which blocks, or single keys, to attend to. A policy is immutable;
+/// everything that changes while it runs is a value that the caller owns: the walk state of a
+/// sequence (or of one decode step), and one decode cache for each layer.
 namespace sw {
 
 /// What passes from one sparse layer to the next.
@@ -34,6 +34,7 @@ struct ScoreContext {
   BlockGeometry geometry;
   const BlockMass* mass = nullptr;  ///< dense masses, given to policies that need them
   StageTimes* times = nullptr;
+  double density = 1.0;  ///< requested; for policies whose decode scores depend on it
 };
 
 class Policy {
@@ -50,13 +51,16 @@ class Policy {
   virtual bool takes_density() const { return true; }
   /// Whether scores come from the dense block masses (oracles).
   virtual bool needs_mass() const { return false; }
+  /// Whether decode scores depend on the density, as those of an eviction do: what was evicted
+  /// cannot return. A step is then scored once for each density, in the same cache.
+  virtual bool decode_depends_on_density() const { return false; }
   virtual Budget budget() const = 0;
 
-  /// Scores of the block rows of a prefill at a sparse layer, the same for every density. Advances
+  /// Scores of the rows of a prefill at a sparse layer, the same for every density. Advances
   /// `walk`; fills `cache` when decode steps will follow (null otherwise).
   virtual BlockScores score_prefill(const ScoreContext& context, WalkState& walk,
                                     DecodeCache* cache) const = 0;
-  /// Scores of the one block row of a decode step at a sparse layer. `walk` starts empty at the
+  /// Scores of the one row of a decode step at a sparse layer. `walk` starts empty at the
   /// first sparse layer of each step; `cache` is that of the layer.
   virtual BlockScores score_decode(const ScoreContext& context, WalkState& walk,
                                    DecodeCache& cache) const = 0;

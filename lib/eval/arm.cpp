@@ -33,7 +33,9 @@ ScoreContext ArmAttention::context(const AttentionProblem& problem, StageTimes& 
   const BlockGeometry geometry = problem.geometry(block_);
   const bool needs_mass = arm_.policy->needs_mass();
   if (needs_mass) backend_.attend_dense(problem, geometry, dense_, mass_);
-  return {problem, backend_, geometry, needs_mass ? &mass_ : nullptr, &times};
+  return {problem,  backend_,
+          geometry, needs_mass ? &mass_ : nullptr,
+          &times,   arm_.density.value_or(1.0)};
 }
 
 BlockScores ArmAttention::score_prefill(const ScoreContext& context) {

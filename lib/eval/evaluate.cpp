@@ -62,6 +62,7 @@ struct Site {
   const AttentionOutput& dense;
   const BlockMass& mass;
   AttentionOutput& scratch;  ///< for sparse outputs
+  BlockMass& key_mass;       ///< decode: of single keys, empty until somebody asks
   std::int64_t layer_index;  ///< in the records
   std::int64_t column;       ///< first column in the records
   std::int64_t step;         ///< decode step or -1
@@ -161,7 +162,8 @@ class TraceEvaluation {
     cell.input = input;
     cell.phase = phase;
     cell.block = options_.block;
-    cell.shares_scores = method.densities.size() > 1;
+    cell.shares_scores = method.densities.size() > 1 &&
+                         (phase == Phase::kPrefill || !policy.decode_depends_on_density());
     cell.has_own_scores = !policy.needs_mass();
     if (!method.sparse_at(layers_.back())) {
       cell.status = CellStatus::kSkipped;
@@ -261,7 +263,7 @@ class TraceEvaluation {
       sparse_.reserve(problem);
     }
     progress_->advance(kDenseWork, label);
-    const Site site{problem, geometry, dense_, mass_, sparse_, index, 0, -1};
+    const Site site{problem, geometry, dense_, mass_, sparse_, step_key_mass_, index, 0, -1};
     for (Method& method : methods_) {
       if (alive(method)) prefill_method(site, method);
       progress_->advance(work(method), label);
@@ -296,32 +298,44 @@ class TraceEvaluation {
     const BlockGeometry geometry = problem.geometry(options_.block);
     backend_.attend_dense(problem, geometry, step_dense_, step_mass_);
     step_sparse_.reserve(problem);
-    const Site site{problem, geometry, step_dense_, step_mass_, step_sparse_, index, step, step};
+    step_key_mass_ = BlockMass();
+    const Site site{problem,        geometry, step_dense_, step_mass_, step_sparse_,
+                    step_key_mass_, index,    step,        step};
     for (Method& method : methods_) {
       if (!alive(method)) continue;
       Scores scores;
-      if (method.sparse_at(data.layer)) {
-        try {
-          score(site, method, scores,
-                [&](Walker& walker, const ScoreContext& context, BlockScores& out) {
-                  out = walker.policy->score_decode(
-                      context, walker.steps[static_cast<std::size_t>(step)], walker.cache);
-                });
-        } catch (const Error& error) {
-          fail_method(method, error, data.layer);
-          continue;
-        }
-      }
       for (std::size_t d = 0; d < method.decode_cells.size(); ++d) {
+        if (d == 0 || method.main.policy->decode_depends_on_density()) {
+          scores = Scores();
+          try {
+            if (method.sparse_at(data.layer)) {
+              score_step(site, method, scores, method.densities[d].value_or(1.0));
+            }
+          } catch (const Error& error) {
+            fail_method(method, error, data.layer);
+            break;
+          }
+        }
         evaluate_cell(site, method, scores, method.densities[d], cells_[method.decode_cells[d]]);
       }
     }
   }
 
+  void score_step(const Site& site, Method& method, Scores& scores, double density) const {
+    score(
+        site, method, scores,
+        [&](Walker& walker, const ScoreContext& context, BlockScores& out) {
+          out = walker.policy->score_decode(
+              context, walker.steps[static_cast<std::size_t>(site.step)], walker.cache);
+        },
+        density);
+  }
+
   /// Runs `body` for the method (timed) and its attribution variants (not timed).
   template <class Body>
-  void score(const Site& site, Method& method, Scores& scores, Body body) const {
-    ScoreContext context{site.problem, backend_, site.geometry, nullptr, nullptr};
+  void score(const Site& site, Method& method, Scores& scores, Body body,
+             double density = 1.0) const {
+    ScoreContext context{site.problem, backend_, site.geometry, nullptr, nullptr, density};
     if (method.main.policy->needs_mass()) context.mass = &site.mass;
     if (method.attributed()) {
       body(method.exact, context, scores.exact);
@@ -339,7 +353,7 @@ class TraceEvaluation {
 
   /// Recall of any selection; runs attention where block masses do not give it.
   BlockGrid recall(const Site& site, const BlockSelection& selection) const {
-    if (!selection.has_token_parts()) return mass_recall(site.mass, selection);
+    if (selection.only_blocks()) return mass_recall(site.mass, selection);
     backend_.attend(site.problem, selection, site.scratch);
     return mass_recall(site.dense.lse, site.scratch.lse, site.geometry);
   }
@@ -360,7 +374,7 @@ class TraceEvaluation {
         selection = select(site, *method.main.policy, *scores.main, density);
       }
       if (cell.attribution) attribute(site, method, scores, density, *cell.attribution);
-      sample.attended = options_.output_error || selection.has_token_parts();
+      sample.attended = options_.output_error || !selection.only_blocks();
       if (sample.attended) {
         const StageTimer timer(&sample.times, Stage::kAttention);
         backend_.attend(site.problem, selection, site.scratch);
@@ -403,18 +417,31 @@ class TraceEvaluation {
                                                  cell.columns(), metric.dense_value);
       }
     }
-    const BlockGrid recalled = selection.has_token_parts()
-                                   ? mass_recall(site.dense.lse, site.scratch.lse, site.geometry)
-                                   : mass_recall(site.mass, selection);
-    const BlockSelection best = best_selection(site.mass, selection);
-    const BlockGrid gap = oracle_gap(site.mass, best, recalled);
     const auto set = [&](Metric metric, const BlockGrid& grid) {
       cell.metric(metric).set(site.layer_index, site.column, grid);
     };
+    const BlockGrid recalled = selection.only_blocks()
+                                   ? mass_recall(site.mass, selection)
+                                   : mass_recall(site.dense.lse, site.scratch.lse, site.geometry);
     set(Metric::kMassRecall, recalled);
-    set(Metric::kOracleGap, gap);
-    set(Metric::kOracleGapSet, oracle_gap_of_sets(gap, groups));
-    set(Metric::kTopkRecall, topk_recall(selection, best));
+    const auto against_best = [&](const BlockMass& mass, const BlockSelection& own) {
+      const BlockSelection best = best_selection(mass, own);
+      const BlockGrid gap = oracle_gap(mass, best, recalled);
+      set(Metric::kOracleGap, gap);
+      set(Metric::kOracleGapSet, oracle_gap_of_sets(gap, groups));
+      set(Metric::kTopkRecall, topk_recall(own, best));
+    };
+    if (!selection.has_tokens() && !cell.selects_keys) {
+      against_best(site.mass, selection);
+    } else if (site.step >= 0) {
+      against_best(masses_of_keys(site), selection.in_keys());
+    } else {
+      // The best mix of blocks and single keys needs the mass of every (row, key) pair.
+      for (const Metric metric : {Metric::kOracleGap, Metric::kOracleGapSet, Metric::kTopkRecall}) {
+        cell.metric(metric) = MetricArray();
+      }
+    }
+    cell.selects_keys = cell.selects_keys || selection.has_tokens();
     if (options_.output_error) {
       set(Metric::kOutputError, output_error(site.dense, site.scratch, site.geometry));
       set(Metric::kCosine, output_cosine(site.dense, site.scratch, site.geometry));
@@ -425,6 +452,15 @@ class TraceEvaluation {
       cell.answer_recall(site.layer_index, 0, std::max<std::int64_t>(site.step, 0)) =
           static_cast<float>(value.value_or(1.0));
     }
+  }
+
+  /// Dense probability of every key of a decode step.
+  const BlockMass& masses_of_keys(const Site& site) const {
+    if (site.key_mass.values.empty()) {
+      AttentionOutput output;
+      backend_.attend_dense(site.problem, site.problem.geometry(1), output, site.key_mass);
+    }
+    return site.key_mass;
   }
 
   void save(const Site& site, BlockSelection selection, const Scores& scores,
@@ -454,6 +490,7 @@ class TraceEvaluation {
   AttentionOutput step_dense_;
   AttentionOutput step_sparse_;
   BlockMass step_mass_;
+  BlockMass step_key_mass_;
 };
 
 }  // namespace

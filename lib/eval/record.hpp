@@ -110,6 +110,9 @@ struct CellRecord {
   MetricArray answer_recall;  ///< [layers, 1, 1 (prefill) or steps]; empty without answer spans
   std::optional<AttributionRecord> attribution;
   std::vector<TimeSample> times;
+  /// Whether selections hold single keys. In decode the best selection of the same size is then one
+  /// of single keys; in prefill it is not measured (oracle_gap, oracle_gap_set, topk_recall empty).
+  bool selects_keys = false;
   bool shares_scores = false;  ///< pool, sketch and walk ran once for all densities
   bool has_own_scores = true;  ///< false: ranked by the dense masses, whose cost is not counted
   std::vector<SavedLayer> saved;

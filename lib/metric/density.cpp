@@ -47,7 +47,9 @@ std::vector<std::int64_t> kv_tokens_read(const BlockSelection& selection, std::i
       if (selection.token_visible(query, t)) visible[static_cast<std::size_t>(t)] = true;
     }
     for (std::int64_t h = kv * group_size; h < (kv + 1) * group_size; ++h) {
-      for (std::int32_t j : selection.blocks(selection.group_of_head(h, num_heads), 0)) {
+      const std::int64_t group = selection.group_of_head(h, num_heads);
+      for (std::int32_t t : selection.tokens(group, 0)) visible[static_cast<std::size_t>(t)] = true;
+      for (std::int32_t j : selection.blocks(group, 0)) {
         const auto begin = visible.begin() + j * geometry.block;
         std::fill(begin, begin + geometry.block_tokens(j), true);
       }

@@ -1,30 +1,44 @@
 // H2O (Zhang et al., arXiv 2306.14048, and the authors' release): in decode, the heavy hitters, the
-// keys with the most attention summed over all queries so far, and as many recent ones. The prefill
-// attends densely and starts the sums.
-// At block granularity: a block's sum is that of its keys. Left out: that an evicted key gathers no
-// more attention and never returns. Scores here do not depend on the budget, so every block goes on
-// gathering what a dense step would give it and may come back: H2O with ideal sums. The matched
-// budget follows the context, where H2O's is fixed at the prompt.
+// keys with the most attention summed over all queries so far, and as many recent ones. A key that
+// is evicted gathers no more attention and never returns. The prefill attends densely and starts
+// the sums. In the release each head has its own cache, and recent and heavy keys share it evenly.
+// The matched budget follows the context, where H2O's is fixed at the prompt.
+// With unit=block a block's sum is that of its keys, and nothing is evicted: every block goes on
+// gathering what a dense step would give it and may come back. evict=false does the same for keys.
 // Cost: the sums need the attention weights of the dense prefill, which H2O takes from an attention
-// that stores them; here a dense pass is repeated for them, at the prompt and at each step.
+// that stores them; here two dense passes give them (for blocks one, and one at each step). A step
+// costs d multiply-adds for each remaining key of a head, which H2O takes from the attention
+// itself.
 #include <algorithm>
 #include <utility>
 
 #include "policy/head_scores.hpp"
+#include "policy/key_eviction.hpp"
+#include "policy/query_lines.hpp"
 #include "policy/registry.hpp"
 
 namespace sw {
 namespace {
 
 struct H2oOptions : ScoreOptions {
+  bool evict = true;
+
   H2oOptions() {
+    unit = Unit::kToken;
     budget.forced = Budget::Forced::kRecentHalf;
     budget.dense_phase = Phase::kPrefill;
   }
   OptionSet bind() {
     OptionSet set;
+    add_unit(set, unit,
+             "token: single keys, evicted for good, as in the paper; block: whole blocks, which "
+             "gather as if nothing had been evicted and may return");
+    set.add("evict", evict, "unit=token: false lets evicted keys gather attention and return");
     add_selection(set);
     return set;
+  }
+  EvictionRule rule() const {
+    return {.granularity = granularity, .budget = budget, .accumulate = true, .evict = evict};
   }
 };
 
@@ -38,11 +52,18 @@ class H2oPolicy final : public Policy {
   std::string name() const override { return "h2o"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
+  bool decode_depends_on_density() const override { return single_keys() && options_.evict; }
   Budget budget() const override { return options_.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState&,
                             DecodeCache* cache) const override {
     if (cache == nullptr) return {};
+    if (single_keys()) {
+      const StageTimer timer(context.times, Stage::kSketch);
+      cache->value = std::make_shared<EvictionCache>(
+          options_.rule(), context.problem, attention_received(context.problem, context.backend));
+      return {};
+    }
     const auto gathered =
         std::make_shared<Gathered>(static_cast<std::size_t>(context.problem.num_heads()));
     gather(context, *gathered);
@@ -52,6 +73,9 @@ class H2oPolicy final : public Policy {
 
   BlockScores score_decode(const ScoreContext& context, WalkState&,
                            DecodeCache& cache) const override {
+    if (single_keys()) {
+      return std::any_cast<std::shared_ptr<EvictionCache>&>(cache.value)->step(context);
+    }
     Gathered& gathered = *std::any_cast<std::shared_ptr<Gathered>&>(cache.value);
     const BlockScores scores =
         add_head_estimates(context, options_.granularity,
@@ -64,6 +88,8 @@ class H2oPolicy final : public Policy {
   }
 
  private:
+  bool single_keys() const { return options_.unit == Unit::kToken; }
+
   /// Adds the dense attention of all queries of the problem.
   static void gather(const ScoreContext& context, Gathered& gathered) {
     const StageTimer timer(context.times, Stage::kSketch);
@@ -89,13 +115,11 @@ class H2oPolicy final : public Policy {
 
 PolicyEntry h2o_entry() {
   return {[] {
-            return MethodInfo{
-                "h2o",
-                "decode: recent blocks and those that gathered the most attention, at "
-                "block granularity, as if evicted blocks went on gathering; the "
-                "prefill attends densely",
-                "H2O, Zhang et al., arXiv 2306.14048, and the authors' release",
-                "layer, KV head or head", H2oOptions().bind().list()};
+            return MethodInfo{"h2o",
+                              "decode: recent keys and those that gathered the most attention; "
+                              "evicted keys never return; the prefill attends densely",
+                              "H2O, Zhang et al., arXiv 2306.14048, and the authors' release",
+                              "layer, KV head or head", H2oOptions().bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
             return std::make_unique<H2oPolicy>(parse_options<H2oOptions>(spec));

@@ -18,6 +18,10 @@ void add_granularity(OptionSet& set, Granularity& granularity) {
                        "what shares one selection; masses are summed over its heads");
 }
 
+void add_unit(OptionSet& set, Unit& unit, const std::string& help) {
+  set.add<Unit>("unit", unit, {{"block", Unit::kBlock}, {"token", Unit::kToken}}, help);
+}
+
 std::int64_t row_sets(Granularity granularity, const AttentionProblem& problem) {
   switch (granularity) {
     case Granularity::kLayer:
@@ -38,7 +42,8 @@ void ScoreOptions::add_selection(OptionSet& set) {
        {"sink_window", Budget::Forced::kSinkAndWindow},
        {"recent_half", Budget::Forced::kRecentHalf}},
       "what a row keeps beside its own block: nothing, the first block, the "
-      "sink and window of the matched budget, or its most recent half; budget=top_p "
+      "sink and window of the matched budget, or its most recent half (of a row of single keys: in "
+      "keys); budget=top_p "
       "forces the first block, or nothing with diagonal");
   add_min_blocks(set, budget.min_blocks);
   set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
@@ -71,6 +76,27 @@ BlockScores add_head_estimates(const ScoreContext& context, Granularity granular
       for (std::size_t j = 0; j < mass.size(); ++j) sum[j] += mass[j];
     }
   });
+  return scores;
+}
+
+Matrix sum_heads(const Matrix& per_head, std::int64_t groups) {
+  Matrix sums(groups, per_head.cols());
+  const std::int64_t heads_per_set = per_head.rows() / groups;
+  for (std::int64_t h = 0; h < per_head.rows(); ++h) {
+    const std::span<double> sum = sums.row(h / heads_per_set);
+    const std::span<const double> row = per_head.row(h);
+    for (std::size_t t = 0; t < row.size(); ++t) sum[t] += row[t];
+  }
+  return sums;
+}
+
+BlockScores add_key_estimates(const ScoreContext& context, Granularity granularity,
+                              const KeyEstimate& estimate) {
+  Matrix per_head(context.problem.num_heads(), context.problem.tokens());
+  parallel_for(per_head.rows(), [&](std::int64_t h, int) { estimate(h, per_head.row(h)); });
+  BlockScores scores;
+  scores.groups = row_sets(granularity, context.problem);
+  scores.keys = sum_heads(per_head, scores.groups);
   return scores;
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "attention/policy.hpp"
@@ -17,13 +18,19 @@ namespace sw {
 /// What shares one selection.
 enum class Granularity { kLayer, kKvHead, kHead };
 
+/// What a method selects.
+enum class Unit { kBlock, kToken };
+
 void add_granularity(OptionSet& set, Granularity& granularity);
+/// `help` says what the two mean for the method.
+void add_unit(OptionSet& set, Unit& unit, const std::string& help);
 /// Row sets of a problem.
 std::int64_t row_sets(Granularity granularity, const AttentionProblem& problem);
 
 /// Options of every policy whose scores come from heads, with the defaults of its paper.
 struct ScoreOptions {
   Granularity granularity = Granularity::kHead;
+  Unit unit = Unit::kBlock;
   Budget budget;
   std::int64_t dense_layers = 2;
 
@@ -42,6 +49,17 @@ using RowEstimate =
 /// parallel, the longest first.
 BlockScores add_head_estimates(const ScoreContext& context, Granularity granularity,
                                const RowEstimate& estimate);
+
+/// Writes the estimate of query head `head` for every single key of a decode step to `mass`
+/// [tokens]; `mass` comes in as zeros.
+using KeyEstimate = std::function<void(std::int64_t head, std::span<double> mass)>;
+
+/// Scores of the single keys of a decode step, added up as above. Heads run in parallel.
+BlockScores add_key_estimates(const ScoreContext& context, Granularity granularity,
+                              const KeyEstimate& estimate);
+
+/// Sums over the heads of each row set of [num_heads, n]: [groups, n].
+Matrix sum_heads(const Matrix& per_head, std::int64_t groups);
 
 /// exp(x - max) / sum, in place.
 void softmax(std::span<double> x);

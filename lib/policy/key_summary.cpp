@@ -39,8 +39,10 @@ class SummaryPolicy final : public Policy {
                             DecodeCache* cache) const override {
     const bool dense = budget().dense_phase == Phase::kPrefill;
     if (dense && cache == nullptr) return {};
-    const std::int64_t block = context.geometry.block;
-    const std::int64_t pool = checked_divisor("query_pool", method_.query_pool, block);
+    const bool single = method_.options.unit == Unit::kToken;
+    const std::int64_t block = single ? 1 : context.geometry.block;
+    const std::int64_t pool =
+        checked_divisor("query_pool", method_.query_pool, context.geometry.block);
     const auto summaries = std::make_shared<Summaries>();
     {
       const StageTimer timer(context.times, Stage::kPool);
@@ -61,6 +63,7 @@ class SummaryPolicy final : public Policy {
       const StageTimer timer(context.times, Stage::kPool);
       summaries.append(context.problem.k);
     }
+    if (method_.options.unit == Unit::kToken) return score_keys(context, summaries);
     return score(context, summaries, context.geometry.block);
   }
 
@@ -85,10 +88,23 @@ class SummaryPolicy final : public Policy {
                                                       last - problem.query_begin());
             for (float& x : query) x *= scale;
             keys.score(query.data(), p);
-            softmax(p);
+            if (method_.logits) softmax(p);
             const double share = static_cast<double>(last - t) / tokens;
             for (std::size_t j = 0; j < p.size(); ++j) mass[j] += share * p[j];
           }
+        });
+  }
+
+  BlockScores score_keys(const ScoreContext& context, const Summaries& summaries) const {
+    const StageTimer timer(context.times, Stage::kSketch);
+    const AttentionProblem& problem = context.problem;
+    return add_key_estimates(
+        context, method_.options.granularity, [&](std::int64_t head, std::span<double> mass) {
+          std::vector<float> query = load_tokens(problem.q, head, 0, 1);
+          for (float& x : query) x *= static_cast<float>(problem.scale());
+          summaries.heads[static_cast<std::size_t>(head / problem.group())]->score(query.data(),
+                                                                                   mass);
+          if (method_.logits) softmax(mass);
         });
   }
 

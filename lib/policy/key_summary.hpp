@@ -11,7 +11,8 @@
 /// Policies that keep a summary of each key block and compare queries with it: block means, maxima,
 /// bounds, quantised keys. They differ in the summary alone, so one policy runs them all, in
 /// prefill for pooled queries and in decode for the newest query. A head's estimate is the softmax
-/// of its blocks' logits, averaged over the pooled queries of the row.
+/// of its blocks' logits, averaged over the pooled queries of the row. A method of single keys is
+/// one of blocks of one key.
 namespace sw {
 
 /// What is kept of the key blocks of one KV head; grows with the context.
@@ -20,8 +21,8 @@ class KeySummary {
   virtual ~KeySummary() = default;
   /// The next keys [count, dim]; the first call brings the prompt.
   virtual void append(const float* keys, std::int64_t count) = 0;
-  /// Logits of the key blocks 0 .. logits.size() - 1 for `query` [dim], which comes in scaled by
-  /// 1/sqrt(dim). -infinity says that a block has no weight; not all blocks may.
+  /// Logits (or scores) of the key blocks 0 .. logits.size() - 1 for `query` [dim], which comes in
+  /// scaled by 1/sqrt(dim). -infinity says that a block has no weight; not all blocks may.
   virtual void score(const float* query, std::span<double> logits) const = 0;
 };
 
@@ -36,6 +37,7 @@ struct SummaryMethod {
   ScoreOptions options;
   std::int64_t query_pool = 0;  ///< tokens of a pooled query in prefill, a divisor of B; 0 = B
   MakeSummary make;
+  bool logits = true;  ///< false: scores rank, but are no logits, and are added up as they are
 };
 
 std::unique_ptr<Policy> make_summary_policy(SummaryMethod method);

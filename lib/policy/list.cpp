@@ -8,12 +8,11 @@ namespace sw {
 namespace {
 
 std::vector<PolicyEntry> entries() {
-  return {dense_entry(),       sketchwalk_entry(),   oracle_entry(),
-          sink_window_entry(), random_entry(),       block_mean_entry(),
-          block_max_entry(),   minmax_bound_entry(), vertical_slash_entry(),
-          flexprefill_entry(), xattention_entry(),   tri_shape_entry(),
-          quest_entry(),       twilight_entry(),     magicpig_entry(),
-          snapkv_entry(),      h2o_entry(),          tova_entry()};
+  return {dense_entry(),          sketchwalk_entry(),  oracle_entry(),     sink_window_entry(),
+          random_entry(),         block_mean_entry(),  block_max_entry(),  minmax_bound_entry(),
+          vertical_slash_entry(), flexprefill_entry(), xattention_entry(), tri_shape_entry(),
+          quest_entry(),          twilight_entry(),    adamas_entry(),     magicpig_entry(),
+          snapkv_entry(),         h2o_entry(),         tova_entry()};
 }
 
 }  // namespace

@@ -5,12 +5,13 @@
 // 1 - (1 - c^K)^L - L c^K (1 - c^K)^(L-1), and exp(q.k) / u over the sampled keys is an unbiased
 // estimate of the attention sum. The first 4 and the last 64 keys of the prompt and all later ones
 // are not hashed but exact.
-// At block granularity: a block scores this estimate over its keys, and the kept blocks are then
-// attended to exactly; the paper attends to the sampled keys alone, with weights 1/u, and so has no
-// other budget than K and L. The prefill attends densely, as in the paper; its dense layers 0 and
-// 16 become the first two.
-// Cost: K L d multiply-adds a key once and a query each step, a lookup in L tables (here a
-// comparison of L codes for each key), and d for each sampled key.
+// What is kept is attended to exactly; the paper gives the sampled keys the weights 1/u. Its budget
+// is what was sampled (budget=sampled, which has a density of its own, set by K and L);
+// budget=matched keeps the keys with the largest estimated weight exp(q.k) / u, the exact ones
+// among them, and if too few were sampled, the most recent others. With unit=block a block scores
+// the estimate over its keys. The prefill attends densely, as in the paper; its dense layers 0 and
+// 16 become the first two. Cost: K L d multiply-adds a key once and a query each step, a lookup in
+// L tables (here a comparison of L codes for each key), and d for each sampled key.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -29,13 +30,22 @@ struct MagicPigOptions : ScoreOptions {
   std::int64_t local = 64;
 
   MagicPigOptions() {
+    unit = Unit::kToken;
     budget.forced = Budget::Forced::kSinkBlock;
     budget.dense_phase = Phase::kPrefill;
   }
   OptionSet bind() {
     OptionSet set;
+    add_unit(set, unit, "token: single keys, as in the paper; block: whole blocks");
     add_selection(set);
-    add_budget(set);
+    set.add<Budget::Kind>(
+        "budget", budget.kind,
+        {{"matched", Budget::Kind::kMatched},
+         {"top_p", Budget::Kind::kTopP},
+         {"sampled", Budget::Kind::kMarked}},
+        "by density; as many as hold the share top_p of the estimated mass; or, as "
+        "in the paper, what was sampled, and the exact keys");
+    set.add("top_p", budget.top_p, 0.0, 1.0, true, "budget=top_p: share of the estimated mass");
     set.add("bits", bits, 1, 16, "K, random projections of a table");
     set.add("tables", tables, 2, 4096, "L, hash tables");
     set.add("sink", sink, 0, kNoLimit, "keys at the beginning of the prompt that are exact");
@@ -158,9 +168,8 @@ PolicyEntry magicpig_entry() {
   return {[] {
             return MethodInfo{
                 "magicpig",
-                "decode: blocks with the most attention as estimated from keys sampled by hashing, "
-                "at block granularity; kept blocks are exact; the prefill attends densely; --seed "
-                "chooses the projections",
+                "decode: keys with the most attention as estimated from a sample by hashing; kept "
+                "keys are exact; the prefill attends densely; --seed chooses the projections",
                 "MagicPIG, Chen et al., arXiv 2410.16179, and the authors' release",
                 "layer, KV head or head", MagicPigOptions().bind().list()};
           },

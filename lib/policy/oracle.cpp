@@ -1,6 +1,9 @@
 // Oracle: blocks ranked by the dense attention mass that they hold, the upper bound of every
-// block policy at the same granularity and number of blocks (metrics.md, oracle_gap).
+// block policy at the same granularity and number of blocks (metrics.md, oracle_gap); in decode
+// also single keys, ranked by their dense probability.
+#include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "policy/head_scores.hpp"
 #include "policy/registry.hpp"
@@ -10,6 +13,7 @@ namespace {
 
 struct OracleOptions {
   Granularity granularity = Granularity::kLayer;
+  Unit unit = Unit::kBlock;
   bool forced = false;
   std::int64_t dense_layers = 2;
   std::int64_t min_blocks = 1;
@@ -17,6 +21,7 @@ struct OracleOptions {
   OptionSet bind() {
     OptionSet set;
     add_granularity(set, granularity);
+    add_unit(set, unit, "block, or in decode (the prefill keeps blocks) token: single keys");
     set.add("forced", forced, "also force the sink and window blocks of the matched budget");
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
     add_min_blocks(set, min_blocks);
@@ -40,7 +45,15 @@ class OraclePolicy final : public Policy {
     return rank(context);
   }
   BlockScores score_decode(const ScoreContext& context, WalkState&, DecodeCache&) const override {
-    return rank(context);
+    if (options_.unit == Unit::kBlock) return rank(context);
+    AttentionOutput output;
+    BlockMass mass;
+    context.backend.attend_dense(context.problem, context.problem.geometry(1), output, mass);
+    return add_key_estimates(context, options_.granularity,
+                             [&](std::int64_t head, std::span<double> p) {
+                               const std::span<const float> row = std::as_const(mass).row(head, 0);
+                               std::copy(row.begin(), row.end(), p.begin());
+                             });
   }
 
  private:

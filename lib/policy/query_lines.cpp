@@ -1,6 +1,7 @@
 #include "policy/query_lines.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/parallel.hpp"
 #include "policy/head_scores.hpp"
@@ -44,6 +45,51 @@ std::vector<LineMass> last_query_lines(const AttentionProblem& problem, std::int
                              }
                            });
   return lines;
+}
+
+Matrix attention_received(const AttentionProblem& problem, const Backend& backend) {
+  const std::int64_t tokens = problem.tokens();
+  const std::int64_t dim = problem.head_dim();
+  const std::int64_t group = problem.group();
+  constexpr std::int64_t kBlock = 64;
+  Matrix received(problem.num_heads(), tokens);
+  AttentionOutput output;
+  for (std::int64_t g = 0; g < problem.num_kv_heads(); ++g) {
+    const AttentionProblem part{problem.q.heads_slice(g * group, (g + 1) * group),
+                                problem.k.heads_slice(g, g + 1), problem.v.heads_slice(g, g + 1),
+                                problem.layer};
+    backend.attend(part, BlockSelection::dense(part.geometry(kBlock)), output);
+    HeadsTensor keys(DType::kF32, 1, tokens, dim + 1);
+    HeadsTensor queries(DType::kF32, group, tokens, dim + 1);
+    // The backend divides logits by sqrt(dim + 1).
+    const double undo = std::sqrt(static_cast<double>(dim + 1));
+    const auto scale = static_cast<float>(undo * problem.scale());
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const std::int64_t reversed = tokens - 1 - t;
+      float* key = keys.row<float>(0, reversed);
+      part.k.load_row(0, t, key);
+      key[dim] = 1.0f;
+      for (std::int64_t h = 0; h < group; ++h) {
+        float* query = queries.row<float>(h, reversed);
+        part.q.load_row(h, t, query);
+        for (std::int64_t x = 0; x < dim; ++x) query[x] *= scale;
+        query[dim] =
+            static_cast<float>(-undo * output.lse[static_cast<std::size_t>(h * tokens + t)]);
+      }
+    }
+    HeadsView askers = keys.view();
+    askers.heads = group;
+    askers.head_stride = 0;
+    const AttentionProblem transposed{askers, queries.view(), queries.view(), problem.layer};
+    backend.attend(transposed, BlockSelection::dense(transposed.geometry(kBlock)), output);
+    for (std::int64_t h = 0; h < group; ++h) {
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        received(g * group + h, t) =
+            std::exp(output.lse[static_cast<std::size_t>(h * tokens + tokens - 1 - t)]);
+      }
+    }
+  }
+  return received;
 }
 
 std::vector<double> block_sums(std::span<const double> x, std::int64_t block) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "attention/backend.hpp"
 #include "attention/problem.hpp"
 
 /// Exact attention of the last few queries of a prompt, from which several methods extrapolate to
@@ -29,6 +30,13 @@ struct LineMass {
 
 /// One for each query head.
 std::vector<LineMass> last_query_lines(const AttentionProblem& problem, std::int64_t count);
+
+/// Attention that each key of a prompt receives from all queries, summed: [num_heads, tokens]. The
+/// problem's queries start at position 0. Two dense attentions of the backend: the second is the
+/// first one seen from the keys. Keys in reverse order ask, with a 1 appended, queries in reverse
+/// order answer, with minus their log-sum-exp appended; the causal log-sum-exp of a key is then ln
+/// sum_p exp(q_p.k - lse_p).
+Matrix attention_received(const AttentionProblem& problem, const Backend& backend);
 
 /// Sums of `block` consecutive entries.
 std::vector<double> block_sums(std::span<const double> x, std::int64_t block);

@@ -29,6 +29,7 @@ PolicyEntry xattention_entry();
 PolicyEntry tri_shape_entry();
 PolicyEntry quest_entry();
 PolicyEntry twilight_entry();
+PolicyEntry adamas_entry();
 PolicyEntry magicpig_entry();
 PolicyEntry snapkv_entry();
 PolicyEntry h2o_entry();

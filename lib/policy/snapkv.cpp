@@ -2,10 +2,11 @@
 // attention of the last queries (the observation window) is summed over them, smoothed along the
 // keys, and decides once which of the prompt's keys are kept. The window itself and everything that
 // follows always is. The prefill attends densely.
-// At block granularity: a block scores the sum of its keys' smoothed attention. The release keeps a
-// number of keys that does not change; the matched budget follows the context instead, by one block
-// for every 1/density blocks, so that new blocks push out the least of the prompt's.
-// Cost: window n d multiply-adds a head, once; nothing in decode.
+// With unit=block a block scores the sum of its keys' smoothed attention. The release keeps a
+// number of keys that does not change; the matched budget follows the context instead, by one key
+// (block) for every 1/density keys, so that new ones push out the least of the prompt's. What was
+// pushed out never returns. Defaults are the release's: window 32, kernel 5, avgpool, per query
+// head. Cost: window n d multiply-adds a head, once; nothing in decode.
 #include <algorithm>
 #include <limits>
 
@@ -23,11 +24,13 @@ struct SnapKvOptions : ScoreOptions {
   bool max_pool = false;
 
   SnapKvOptions() {
+    unit = Unit::kToken;
     budget.forced = Budget::Forced::kDiagonal;
     budget.dense_phase = Phase::kPrefill;
   }
   OptionSet bind() {
     OptionSet set;
+    add_unit(set, unit, "token: single keys are kept, as in the paper; block: whole blocks");
     add_selection(set);
     set.add("window", window, 1, kNoLimit, "queries that vote, at the end of the prompt");
     set.add("kernel", kernel, 1, kNoLimit, "keys that are smoothed together, an odd number");
@@ -54,12 +57,9 @@ std::vector<double> smooth(std::span<const double> x, std::int64_t kernel, bool 
   return y;
 }
 
-/// What the prompt leaves: for each query head, a share for each block of the keys before the
-/// window.
-struct Votes {
-  std::vector<std::vector<double>> blocks;  ///< [num_heads][blocks]
-  std::int64_t first_kept = 0;              ///< block of the window's first token
-};
+/// What the prompt leaves: for each query head, a share for each key before the window, or for each
+/// block of them. Everything after is kept.
+using Votes = std::vector<std::vector<double>>;
 
 class SnapKvPolicy final : public Policy {
  public:
@@ -86,11 +86,12 @@ class SnapKvPolicy final : public Policy {
                                for (std::size_t t = 0; t < sum.size(); ++t) sum[t] += p[t];
                              });
     const auto votes = std::make_shared<Votes>();
-    votes->first_kept = before / context.geometry.block;
+    const std::int64_t unit = options_.unit == Unit::kToken ? 1 : context.geometry.block;
     for (const auto& sum : attention) {
-      votes->blocks.push_back(
-          block_sums(smooth(sum, options_.kernel, options_.max_pool), context.geometry.block));
-      normalize(votes->blocks.back());
+      votes->push_back(block_sums(smooth(sum, options_.kernel, options_.max_pool), unit));
+      normalize(votes->back());
+      // A block that holds a part of the window is kept for it.
+      votes->back().resize(static_cast<std::size_t>(before / unit));
     }
     cache->value = votes;
     return {};
@@ -100,15 +101,21 @@ class SnapKvPolicy final : public Policy {
                            DecodeCache& cache) const override {
     const StageTimer timer(context.times, Stage::kSketch);
     const Votes& votes = *std::any_cast<std::shared_ptr<Votes>&>(cache.value);
+    const auto fill = [&](std::int64_t head, std::span<double> mass, double kept) {
+      const auto& shares = votes[static_cast<std::size_t>(head)];
+      std::fill(mass.begin(), mass.end(), kept);
+      std::copy(shares.begin(), shares.end(), mass.begin());
+    };
+    if (options_.unit == Unit::kToken) {
+      return add_key_estimates(context, options_.granularity,
+                               [&](std::int64_t head, std::span<double> mass) {
+                                 fill(head, mass, std::numeric_limits<double>::infinity());
+                               });
+    }
+    constexpr double kAboveEveryShare = 2.0;
     return add_head_estimates(context, options_.granularity,
                               [&](std::int64_t head, std::int64_t, std::span<double> mass) {
-                                const auto& blocks = votes.blocks[static_cast<std::size_t>(head)];
-                                std::copy(blocks.begin(), blocks.end(), mass.begin());
-                                // Above every share: the blocks that are always kept.
-                                for (auto j = static_cast<std::size_t>(votes.first_kept);
-                                     j < mass.size(); ++j) {
-                                  mass[j] = 2.0;
-                                }
+                                fill(head, mass, kAboveEveryShare);
                               });
   }
 
@@ -121,9 +128,8 @@ class SnapKvPolicy final : public Policy {
 PolicyEntry snapkv_entry() {
   return {[] {
             return MethodInfo{"snapkv",
-                              "decode: blocks that the last queries of the prompt attended to, "
-                              "chosen once, and all later ones; at block granularity; the prefill "
-                              "attends densely",
+                              "decode: keys that the last queries of the prompt attended to, "
+                              "chosen once, and all later ones; the prefill attends densely",
                               "SnapKV, Li et al., arXiv 2404.14469, and the authors' release",
                               "layer, KV head or head", SnapKvOptions().bind().list()};
           },

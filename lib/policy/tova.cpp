@@ -1,30 +1,43 @@
 // TOVA (Oren et al., arXiv 2401.06104, and the authors' release): in decode, the keys that the
-// query before attended to most, averaged over heads. Nothing is forced; here the block of the
-// newest token always is. The prefill attends densely.
-// At block granularity: a block's weight is that of its keys. Left out: that an evicted key never
-// returns. Scores here do not depend on the budget, so each step ranks by what a dense step gave
-// the query before, and a block may come back: TOVA with ideal weights.
-// Cost: TOVA reads the weights of the attention that runs anyway; here a dense step is repeated
-// for them.
+// query before attended to most, averaged over the heads of a layer. A key that is evicted never
+// returns. Nothing is forced but the newest key. The prefill attends densely, and its last query
+// chooses first, as in the release. The matched budget follows the context, where TOVA's is fixed.
+// With unit=block a block's weight is that of its keys, the newest key's block is always kept, and
+// nothing is evicted: each step ranks by what a dense step gave the query before. evict=false does
+// the same for keys.
+// Cost: TOVA reads the weights of the attention that runs anyway; here d multiply-adds for each
+// remaining key of a head compute them again (for blocks a dense step).
 #include <algorithm>
 #include <utility>
 
 #include "policy/head_scores.hpp"
+#include "policy/key_eviction.hpp"
+#include "policy/query_lines.hpp"
 #include "policy/registry.hpp"
 
 namespace sw {
 namespace {
 
 struct TovaOptions : ScoreOptions {
+  bool evict = true;
+
   TovaOptions() {
     granularity = Granularity::kLayer;
+    unit = Unit::kToken;
     budget.forced = Budget::Forced::kDiagonal;
     budget.dense_phase = Phase::kPrefill;
   }
   OptionSet bind() {
     OptionSet set;
+    add_unit(set, unit,
+             "token: single keys, evicted for good, as in the paper; block: whole blocks, as if "
+             "evicted ones could return");
+    set.add("evict", evict, "unit=token: false lets evicted keys return");
     add_selection(set);
     return set;
+  }
+  EvictionRule rule() const {
+    return {.granularity = granularity, .budget = budget, .accumulate = false, .evict = evict};
   }
 };
 
@@ -35,16 +48,31 @@ class TovaPolicy final : public Policy {
   std::string name() const override { return "tova"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
+  bool decode_depends_on_density() const override { return single_keys() && options_.evict; }
   Budget budget() const override { return options_.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState&,
                             DecodeCache* cache) const override {
-    if (cache != nullptr) cache->value = std::make_shared<BlockMass>(last_query_mass(context));
+    if (cache == nullptr) return {};
+    if (single_keys()) {
+      const StageTimer timer(context.times, Stage::kSketch);
+      Matrix last(context.problem.num_heads(), context.problem.tokens());
+      last_query_probabilities(context.problem, 1,
+                               [&](std::int64_t head, std::int64_t, std::span<const double> p) {
+                                 std::copy(p.begin(), p.end(), last.row(head).begin());
+                               });
+      cache->value = std::make_shared<EvictionCache>(options_.rule(), context.problem, last);
+    } else {
+      cache->value = std::make_shared<BlockMass>(last_query_mass(context));
+    }
     return {};
   }
 
   BlockScores score_decode(const ScoreContext& context, WalkState&,
                            DecodeCache& cache) const override {
+    if (single_keys()) {
+      return std::any_cast<std::shared_ptr<EvictionCache>&>(cache.value)->step(context);
+    }
     BlockMass& before = *std::any_cast<std::shared_ptr<BlockMass>&>(cache.value);
     const BlockScores scores =
         add_head_estimates(context, options_.granularity,
@@ -57,6 +85,8 @@ class TovaPolicy final : public Policy {
   }
 
  private:
+  bool single_keys() const { return options_.unit == Unit::kToken; }
+
   static BlockMass last_query_mass(const ScoreContext& context) {
     const StageTimer timer(context.times, Stage::kSketch);
     AttentionProblem last = context.problem;
@@ -75,9 +105,8 @@ class TovaPolicy final : public Policy {
 PolicyEntry tova_entry() {
   return {[] {
             return MethodInfo{"tova",
-                              "decode: blocks that the query before attended to most, at block "
-                              "granularity, as if evicted blocks could return; the prefill attends "
-                              "densely",
+                              "decode: keys that the query before attended to most; evicted keys "
+                              "never return; the prefill attends densely",
                               "TOVA, Oren et al., arXiv 2401.06104, and the authors' release",
                               "layer, KV head or head", TovaOptions().bind().list()};
           },

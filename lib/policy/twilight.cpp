@@ -1,7 +1,7 @@
 // Twilight (Lin et al., arXiv 2502.02770, and the authors' release): in decode, the fewest keys
 // whose estimated attention reaches the share top_p (0.85), estimated with keys of 4 bits. Each key
-// is quantised by its own minimum and maximum over the head dimension, in 2^bits - 1 steps. At
-// block granularity: a block's weight is the sum over its keys. Left out: the selector in front
+// is quantised by its own minimum and maximum over the head dimension, in 2^bits - 1 steps. With
+// unit=block a block's weight is the sum over its keys. Left out: the selector in front
 // (Quest with a large budget), which only saves time, so the estimate sees all keys. With
 // budget=matched it is a low-bit scorer at a given density. The prefill attends densely, and the
 // first two layers do, as in the release.
@@ -20,6 +20,7 @@ struct TwilightOptions : ScoreOptions {
   std::int64_t bits = 4;
 
   TwilightOptions() {
+    unit = Unit::kToken;
     budget.kind = Budget::Kind::kTopP;
     budget.top_p = 0.85;
     budget.forced = Budget::Forced::kDiagonal;
@@ -27,6 +28,7 @@ struct TwilightOptions : ScoreOptions {
   }
   OptionSet bind() {
     OptionSet set;
+    add_unit(set, unit, "token: single keys, as in the paper; block: whole blocks");
     add_selection(set);
     add_budget(set);
     set.add("bits", bits, 1, 8, "bits of a quantised key's elements");
@@ -76,9 +78,9 @@ PolicyEntry twilight_entry() {
   return {
       [] {
         return MethodInfo{"twilight",
-                          "decode: the fewest blocks that hold the share top_p of the attention "
-                          "that keys of 4 bits predict, at block granularity, without a "
-                          "selector in front; the prefill attends densely",
+                          "decode: the fewest keys that hold the share top_p of the attention "
+                          "that keys of 4 bits predict, without a selector in front; the prefill "
+                          "attends densely",
                           "Twilight, Lin et al., arXiv 2502.02770, and the authors' release",
                           "layer, KV head or head", TwilightOptions().bind().list()};
       },

@@ -1,13 +1,19 @@
 // Vertical-slash (MInference 1.0, Jiang et al., arXiv 2407.02490, and the authors' release): the
 // exact attention of the last 64 queries, summed along vertical lines (a key, whatever the query)
 // and slash lines (a distance from query to key), says which lines all rows keep.
-// At block granularity: the paper keeps single columns and diagonals; here a block pair (i, j)
-// scores the vertical mass of the keys of block j plus the slash mass that falls into its block
-// diagonal, each slash being spread over the two block diagonals that it passes through. Left out:
-// the offline choice of a pattern and of the numbers of lines for each head (all heads are
-// vertical-slash, with one budget), and the 30 first tokens and 100 shortest distances that are
-// always kept (the first and the own block are). Decode attends densely, as in the paper.
-// Cost: last_q n d multiply-adds a head for the estimate, then b^2 / 2 additions.
+// Verticals are single keys, and slashes whole block diagonals, each slash being spread over the
+// two that it passes through (the release's kernel computes slashes in blocks, too). As in the
+// release the first 30 keys and the 100 shortest distances come first (forced=sink_block). Left
+// out: the offline choice of a pattern and of the numbers of lines for each head. All heads are
+// vertical-slash, and lines of both kinds compete by their mass per key until a row has its share
+// of pairs. With unit=block a block pair (i, j) scores the vertical mass of the keys of block j
+// plus the mass of its block diagonal; the first and the own block are always kept. Decode attends
+// densely, as in the paper. Cost: last_q n d multiply-adds a head for the estimate, then b^2 / 2
+// additions, and for single keys a sort of them.
+#include <algorithm>
+#include <limits>
+
+#include "core/error.hpp"
 #include "policy/head_scores.hpp"
 #include "policy/query_lines.hpp"
 #include "policy/registry.hpp"
@@ -19,11 +25,16 @@ struct VerticalSlashOptions : ScoreOptions {
   std::int64_t last_q = 64;
 
   VerticalSlashOptions() {
+    unit = Unit::kToken;
     budget.forced = Budget::Forced::kSinkBlock;
     budget.dense_phase = Phase::kDecode;
   }
   OptionSet bind() {
     OptionSet set;
+    add_unit(
+        set, unit,
+        "token: verticals of single keys and slashes of blocks, as in the paper, where "
+        "forced=sink_block stands for the first 30 keys and 100 distances; block: whole blocks");
     add_selection(set);
     add_budget(set);
     set.add("last_q", last_q, 1, kNoLimit, "queries at the end of the prompt that find the lines");
@@ -52,11 +63,16 @@ class VerticalSlashPolicy final : public Policy {
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
   bool takes_density() const override { return budget().kind == Budget::Kind::kMatched; }
-  Budget budget() const override { return options_.budget; }
+  Budget budget() const override {
+    Budget budget = options_.budget;
+    if (forces_lines()) budget.forced = Budget::Forced::kDiagonal;
+    return budget;
+  }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
     const StageTimer timer(context.times, Stage::kSketch);
     std::vector<LineMass> lines = last_query_lines(context.problem, options_.last_q);
+    if (options_.unit == Unit::kToken) return score_lines(context, lines);
     for (LineMass& line : lines) {
       line.vertical = block_sums(line.vertical, context.geometry.block);
       line.slash = block_diagonals(line.slash, context.geometry.block);
@@ -75,6 +91,41 @@ class VerticalSlashPolicy final : public Policy {
   }
 
  private:
+  static constexpr std::int64_t kFirstKeys = 30;
+  static constexpr std::int64_t kShortestDistances = 100;
+
+  /// By scores: as far as they fit into the budget.
+  bool forces_lines() const {
+    return options_.unit == Unit::kToken && options_.budget.forced == Budget::Forced::kSinkBlock;
+  }
+
+  /// Single keys by their vertical's mass, blocks by their diagonal's.
+  BlockScores score_lines(const ScoreContext& context, const std::vector<LineMass>& lines) const {
+    constexpr double kFirst = std::numeric_limits<double>::infinity();
+    const std::int64_t block = context.geometry.block;
+    std::vector<std::vector<double>> diagonals;
+    Matrix verticals(context.problem.num_heads(), context.problem.tokens());
+    for (std::int64_t h = 0; h < verticals.rows(); ++h) {
+      const LineMass& line = lines[static_cast<std::size_t>(h)];
+      const std::span<double> vertical = verticals.row(h);
+      std::copy(line.vertical.begin(), line.vertical.end(), vertical.begin());
+      diagonals.push_back(block_diagonals(line.slash, block));
+      if (!forces_lines()) continue;
+      std::fill_n(vertical.begin(), std::min(kFirstKeys, std::ssize(vertical)), kFirst);
+      const std::int64_t reached = (kShortestDistances - 1 + block - 1) / block + 1;
+      std::fill_n(diagonals.back().begin(), std::min(reached, std::ssize(diagonals.back())),
+                  kFirst);
+    }
+    BlockScores scores = add_head_estimates(
+        context, options_.granularity,
+        [&](std::int64_t head, std::int64_t, std::span<double> mass) {
+          const auto& diagonal = diagonals[static_cast<std::size_t>(head)];
+          std::reverse_copy(diagonal.begin(), diagonal.begin() + std::ssize(mass), mass.begin());
+        });
+    scores.keys = sum_heads(verticals, scores.groups);
+    return scores;
+  }
+
   VerticalSlashOptions options_;
 };
 
@@ -84,13 +135,21 @@ PolicyEntry vertical_slash_entry() {
   return {[] {
             return MethodInfo{
                 "vertical_slash",
-                "blocks on the columns and diagonals that the last queries attend to, at block "
-                "granularity; every head has this pattern; decode attends densely",
+                "prefill: the columns (single keys) and block diagonals that the last queries "
+                "attend to; every head has this pattern; decode attends densely",
                 "MInference, Jiang et al., arXiv 2407.02490, and the authors' release",
                 "layer, KV head or head", VerticalSlashOptions().bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
-            return std::make_unique<VerticalSlashPolicy>(parse_options<VerticalSlashOptions>(spec));
+            const auto options = parse_options<VerticalSlashOptions>(spec);
+            if (options.unit == Unit::kToken && options.budget.kind != Budget::Kind::kMatched) {
+              throw Error(
+                  ErrorKind::kUsage,
+                  "method 'vertical_slash': columns and diagonals share the attention twice, "
+                  "so that budget=top_p has no meaning for them",
+                  "use unit=block with it");
+            }
+            return std::make_unique<VerticalSlashPolicy>(options);
           }};
 }
 

@@ -144,6 +144,8 @@ class CellWriter {
     hdf5::write_attribute(group, "groups", groups);
     std::vector<std::int64_t> row_ptr = {0};
     std::vector<std::int32_t> blocks;
+    std::vector<std::int64_t> token_ptr = {0};
+    std::vector<std::int32_t> tokens;
     std::vector<std::int64_t> token_window;
     std::vector<std::int64_t> token_sink;
     for (std::int64_t g = 0; g < groups; ++g) {
@@ -152,6 +154,9 @@ class CellWriter {
           const auto row = selection.blocks(g, r);
           blocks.insert(blocks.end(), row.begin(), row.end());
           row_ptr.push_back(static_cast<std::int64_t>(blocks.size()));
+          const auto singles = selection.tokens(g, r);
+          tokens.insert(tokens.end(), singles.begin(), singles.end());
+          token_ptr.push_back(static_cast<std::int64_t>(tokens.size()));
         }
       }
     }
@@ -161,6 +166,10 @@ class CellWriter {
     }
     write_list(group, "row_ptr", row_ptr);
     write_list(group, "block", blocks);
+    if (!tokens.empty()) {
+      write_list(group, "token_ptr", token_ptr);
+      write_list(group, "token", tokens);
+    }
     write_list(group, "token_window", token_window);
     write_list(group, "token_sink", token_sink);
     if (layer.scores == nullptr) return;

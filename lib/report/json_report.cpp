@@ -173,6 +173,9 @@ Json cell_json(const CellRecord& cell, const Summary& summary, std::size_t index
     sparse.push_back(layer.sparse);
   }
   json["block"] = cell.block;
+  json["oracle"] = !cell.selects_keys             ? Json("blocks")
+                   : cell.phase == Phase::kDecode ? Json("keys")
+                                                  : Json(nullptr);
   json["row_sets"] = cell.row_sets;
   json["units"] = cell.columns();
   json["layers"] = layers;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
 #include "trace/hdf5.hpp"
@@ -21,6 +22,8 @@ struct ReportArrays::State {
 };
 
 namespace {
+
+constexpr std::int64_t kMaxSelection = std::int64_t{1} << 27;
 
 std::string place_of(const ReportCell& cell, const std::string& name) {
   return "/cells/" + cell.id + "/" + name;
@@ -102,13 +105,39 @@ std::vector<std::int64_t> ReportArrays::selection_layers(const ReportCell& cell)
   return layers;
 }
 
+void ReportArrays::add_single_keys(const ReportCell& cell, const std::string& place,
+                                   SelectionMap& map) const {
+  const auto ptr = read_at(place + "/token_ptr", kMaxSelection);
+  const auto token = read_at(place + "/token", kMaxSelection);
+  if (!ptr || !token) return;
+  const std::int64_t block = cell.json->at("block").get<std::int64_t>();
+  const auto bin = [&](std::int64_t b) {
+    return static_cast<std::size_t>(b * map.bins / map.blocks);
+  };
+  for (std::size_t row = 0; row + 1 < ptr->values.size(); ++row) {
+    const double begin = ptr->values[row];
+    const double end = ptr->values[row + 1];
+    if (!(0 <= begin && begin <= end && end <= static_cast<double>(token->values.size()))) {
+      throw state_->failed(place + "/token_ptr does not ascend within the keys");
+    }
+    const std::int64_t query = static_cast<std::int64_t>(row) % map.blocks;
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+      const double key = token->values[i];
+      if (!(0 <= key && key < static_cast<double>((query + 1) * block))) {
+        throw state_->failed(place + "/token names a key that a row cannot see");
+      }
+      map.kept[bin(query) * static_cast<std::size_t>(map.bins) +
+               bin(static_cast<std::int64_t>(key) / block)] += 1.0 / static_cast<double>(block);
+    }
+  }
+}
+
 SelectionMap ReportArrays::selection(const ReportCell& cell, std::int64_t layer,
                                      std::int64_t blocks, std::int64_t max_bins) const {
   const std::string digits = std::to_string(layer);
   const std::string place = place_of(cell, "selection/") + (digits.size() < 2 ? "0" : "") + digits;
-  constexpr std::int64_t kMaxValues = std::int64_t{1} << 27;
-  const auto row_ptr = read_at(place + "/row_ptr", kMaxValues);
-  const auto block = read_at(place + "/block", kMaxValues);
+  const auto row_ptr = read_at(place + "/row_ptr", kMaxSelection);
+  const auto block = read_at(place + "/block", kMaxSelection);
   const auto rows = row_ptr ? std::ssize(row_ptr->values) - 1 : -1;
   if (!block || rows < 1 || blocks < 1 || rows % blocks != 0) {
     throw state_->failed(place + " is not a selection of " + std::to_string(blocks) +
@@ -140,6 +169,7 @@ SelectionMap ReportArrays::selection(const ReportCell& cell, std::int64_t layer,
       map.kept[bin(row % blocks) * bins + bin(static_cast<std::int64_t>(key))] += 1.0;
     }
   }
+  add_single_keys(cell, place, map);
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     if (pairs[i] > 0) map.kept[i] /= pairs[i];
   }

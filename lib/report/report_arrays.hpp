@@ -18,7 +18,8 @@ struct ReportArray {
 };
 
 /// Which key blocks the rows of one layer keep: a square of bins, each with the share of its
-/// (row set, query block, key block) triples that is kept.
+/// (row set, query block, key block) triples that is kept. A single key counts as its share of a
+/// block.
 struct SelectionMap {
   std::int64_t layer = 0;
   std::int64_t blocks = 0;   ///< query blocks of the layer
@@ -48,6 +49,7 @@ class ReportArrays {
 
  private:
   struct State;
+  void add_single_keys(const ReportCell& cell, const std::string& place, SelectionMap& map) const;
   std::optional<ReportArray> read_at(const std::string& place, std::int64_t max_values) const;
 
   std::unique_ptr<State> state_;

@@ -126,6 +126,13 @@ std::string report_table(const Report& report) {
           std::string(report.inputs.size() > 1 ? "inputs and " : "") +
           "query blocks (prefill) or steps (decode). vs sink_window: paired difference of mass "
           "recall at the same requested density; tied = its interval contains 0.\n";
+  if (std::any_of(rows.begin(), rows.end(), [](const Summary& row) {
+        return row.inputs > 0 && !row.metric(Metric::kOracleGapSet);
+      })) {
+    text +=
+        "Oracle gap and top-k are not measured where a prefill mixes blocks and single keys; in "
+        "decode the best selection is then one of single keys.\n";
+  }
   if (report.inputs.size() == 1) {
     text +=
         "Times: medians a layer, single passes inside this evaluation, not a benchmark. x dense = "

@@ -193,5 +193,99 @@ TEST(Budget, NaNScoresAreErrors) {
   EXPECT_THROW(select_blocks(scores, g, {}, 0.5, Phase::kPrefill), Error);
 }
 
+/// Scores of the single keys of one decode step.
+BlockScores key_scores(std::vector<double> values) {
+  BlockScores scores;
+  scores.keys = Matrix(1, std::ssize(values));
+  std::copy(values.begin(), values.end(), scores.keys.row(0).begin());
+  return scores;
+}
+
+std::vector<std::int32_t> kept_keys(const BlockScores& scores, const Budget& budget,
+                                    double density) {
+  const std::int64_t tokens = scores.keys.cols();
+  const BlockSelection s =
+      select_blocks(scores, {4, tokens - 1, tokens}, budget, density, Phase::kDecode);
+  EXPECT_TRUE(s.blocks(0, 0).empty());
+  return {s.tokens(0, 0).begin(), s.tokens(0, 0).end()};
+}
+
+TEST(Budget, SingleKeysAreChosenLikeBlocks) {
+  using Keys = std::vector<std::int32_t>;
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  const BlockScores scores = key_scores({5, 1, 7, 7, 0, 3, 2, 6, 1, 0});
+  Budget budget;
+  budget.forced = Budget::Forced::kDiagonal;
+  EXPECT_EQ(kept_keys(scores, budget, 0.1), (Keys{9}));
+  EXPECT_EQ(kept_keys(scores, budget, 0.24), (Keys{3, 9}));  // the more recent of equals
+  EXPECT_EQ(kept_keys(scores, budget, 0.4), (Keys{2, 3, 7, 9}));
+  budget.forced = Budget::Forced::kSinkBlock;
+  EXPECT_EQ(kept_keys(scores, budget, 0.3), (Keys{0, 3, 9}));
+  budget.forced = Budget::Forced::kRecentHalf;
+  EXPECT_EQ(kept_keys(scores, budget, 0.6), (Keys{0, 2, 3, 7, 8, 9}));
+  budget.min_blocks = 2;  // four keys, and its own
+  EXPECT_EQ(kept_keys(scores, budget, 0.1).size(), 5u);
+  budget = Budget{.kind = Budget::Kind::kTopP, .forced = Budget::Forced::kDiagonal, .top_p = 0.6};
+  EXPECT_EQ(kept_keys(scores, budget, 1.0), (Keys{2, 3, 7, 9}));  // 20 of 32
+  budget.kind = Budget::Kind::kMarked;
+  EXPECT_EQ(kept_keys(scores, budget, 1.0), (Keys{0, 1, 2, 3, 5, 6, 7, 8, 9}));
+
+  // Keys that are gone never return, whatever is forced; keys that are always kept count as forced.
+  budget = Budget{};
+  const BlockScores evicted = key_scores({-kInf, kInf, -kInf, 1, -kInf, -kInf, 2, 3, -kInf, 0});
+  EXPECT_EQ(kept_keys(evicted, budget, 1.0), (Keys{1, 3, 6, 7, 9}));
+  const BlockSelection s = select_blocks(evicted, {4, 9, 10}, budget, 0.2, Phase::kDecode);
+  EXPECT_EQ(s.tokens(0, 0)[0], 1);
+  EXPECT_EQ(s.token_parts(0, 0)[0], Part::kForced);
+  EXPECT_EQ(s.token_parts(0, 0)[1], Part::kWindow);
+  EXPECT_THROW(kept_keys(key_scores({1, std::nan(""), 2}), budget, 1.0), Error);
+}
+
+// Rows that mix blocks and keys realise the density to half a key of a row, and leave no key out
+// that scores more, per key, than what they keep.
+TEST(Budget, BlocksAndSingleKeysCompeteByTheirScorePerKey) {
+  SplitMix64 rng(13);
+  for (const double rho : {0.05, 0.1, 0.3, 0.7, 1.0}) {
+    const BlockGeometry g{8, 0, 8 * 60 + 3};
+    BlockScores scores = random_scores(rng, g, 2);
+    scores.keys = Matrix(2, g.tokens);
+    for (std::int64_t i = 0; i < 2; ++i) {
+      for (double& x : scores.keys.row(i)) x = static_cast<double>(rng.below(100)) / 16.0;
+    }
+    Budget budget;
+    budget.forced = Budget::Forced::kDiagonal;
+    const BlockSelection s = select_blocks(scores, g, budget, rho, Phase::kPrefill);
+    EXPECT_EQ(s.has_tokens(), rho < 1.0);
+    EXPECT_NEAR(s.count().density(), rho, 0.001);
+    for (std::int64_t group = 0; group < 2; ++group) {
+      for (std::int64_t r = 0; r < g.rows(); ++r) {
+        const auto blocks = s.blocks(group, r);
+        const auto tokens = s.tokens(group, r);
+        const auto key_row = scores.keys.row(group);
+        const auto has_block = [&](std::int64_t t) {
+          return std::binary_search(blocks.begin(), blocks.end(), t / g.block);
+        };
+        double left_out = -1.0;
+        for (std::int64_t t = 0; t < r * g.block; ++t) {
+          if (has_block(t) || std::binary_search(tokens.begin(), tokens.end(), t)) continue;
+          left_out = std::max(left_out, key_row[static_cast<std::size_t>(t)]);
+        }
+        for (const std::int32_t t : tokens) {
+          EXPECT_GE(key_row[static_cast<std::size_t>(t)], left_out) << "row " << r << " key " << t;
+        }
+        for (const std::int32_t j : blocks) {
+          if (j == r) continue;
+          // A kept block scored as much per key, or all of its keys did.
+          const auto keys = key_row.subspan(static_cast<std::size_t>(j * g.block), 8);
+          EXPECT_TRUE(scores.row(group, r, g.rows())[static_cast<std::size_t>(j)] / 8.0 >=
+                          left_out ||
+                      *std::min_element(keys.begin(), keys.end()) >= left_out)
+              << "row " << r << " block " << j;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sw

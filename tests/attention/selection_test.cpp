@@ -24,6 +24,14 @@ DensityCount count_by_definition(const BlockSelection& s) {
         if (found != blocks.end()) {
           const auto part = s.parts(group, row)[static_cast<std::size_t>(found - blocks.begin())];
           ++count.kept[static_cast<int>(part)];
+          continue;
+        }
+        const auto tokens = s.tokens(group, row);
+        const auto single = std::find(tokens.begin(), tokens.end(), t);
+        if (single != tokens.end()) {
+          const auto part =
+              s.token_parts(group, row)[static_cast<std::size_t>(single - tokens.begin())];
+          ++count.kept[static_cast<int>(part)];
         } else if (p - s.token_window() < t) {
           ++count.kept[static_cast<int>(Part::kWindow)];
         } else if (t < s.token_sink()) {
@@ -47,12 +55,23 @@ TEST(BlockSelection, CountsPairsAsDefined) {
       const auto row = (static_cast<std::int64_t>(s.row_ptr().size()) - 1) % g.rows();
       std::vector<std::int32_t> blocks;
       std::vector<Part> parts;
+      std::vector<std::int32_t> tokens;
+      std::vector<Part> token_parts;
+      const bool singles = trial % 4 == 1;
       for (std::int64_t j = 0; j <= g.first_row() + row; ++j) {
-        if (j < g.first_row() + row && rng.below(2) == 0) continue;
+        if (rng.below(2) == 0 && (singles || j < g.first_row() + row)) {
+          for (std::int64_t t = j * g.block;
+               singles && t < std::min((j + 1) * g.block, g.row_end(row)); ++t) {
+            if (t < g.row_begin(row) && rng.below(3) > 0) continue;
+            tokens.push_back(static_cast<std::int32_t>(t));
+            token_parts.push_back(static_cast<Part>(rng.below(4)));
+          }
+          continue;
+        }
         blocks.push_back(static_cast<std::int32_t>(j));
         parts.push_back(static_cast<Part>(rng.below(4)));
       }
-      s.append_row(blocks, parts);
+      s.append_row(blocks, parts, tokens, token_parts);
     }
     if (trial % 2 == 0) {
       s.set_token_parts(static_cast<std::int64_t>(rng.below(30)),
@@ -62,6 +81,11 @@ TEST(BlockSelection, CountsPairsAsDefined) {
     const DensityCount got = s.count();
     EXPECT_EQ(got.causal, want.causal);
     EXPECT_EQ(got.kept, want.kept);
+    if (g.tokens - g.query_begin == 1) {
+      const DensityCount in_keys = s.in_keys().count();
+      EXPECT_EQ(in_keys.causal, want.causal);
+      EXPECT_EQ(in_keys.kept, want.kept);
+    }
     // Touched blocks: those with a visible pair.
     for (std::int64_t group = 0; group < s.groups(); ++group) {
       for (std::int64_t r = 0; r < g.rows(); ++r) {
@@ -104,6 +128,37 @@ TEST(BlockSelection, RowsMustKeepTheInvariants) {
   s.append_row(std::vector<std::int32_t>{0, 2}, two);
   EXPECT_TRUE(s.complete());
   EXPECT_THROW(s.append_row(std::vector<std::int32_t>{0, 2}, two), std::logic_error);
+}
+
+TEST(BlockSelection, SingleKeysMustKeepTheInvariants) {
+  using Keys = std::vector<std::int32_t>;
+  // Queries at 9, 10 and 11, in block 2 of the keys 8 .. 11.
+  const auto append = [](BlockSelection& s, const Keys& blocks, const Keys& tokens) {
+    s.append_row(blocks, std::vector<Part>(blocks.size(), Part::kScored), tokens,
+                 std::vector<Part>(tokens.size(), Part::kScored));
+  };
+  const auto rejected = [&](const Keys& blocks, const Keys& tokens) {
+    BlockSelection s({4, 9, 12}, 1);
+    EXPECT_THROW(append(s, blocks, tokens), std::logic_error);
+  };
+  rejected({2}, {5, 3});
+  rejected({2}, {3, 3});
+  rejected({2}, {-1});
+  rejected({2}, {8});              // in a kept block
+  rejected({1}, {9, 10});          // the last query does not see its own key
+  rejected({1}, {9, 10, 11, 12});  // after the last query
+  rejected({}, {8});
+  BlockSelection s({4, 9, 12}, 1);
+  append(s, {1}, {0, 9, 10, 11});
+  EXPECT_TRUE(s.has_tokens());
+  EXPECT_FALSE(s.only_blocks());
+  EXPECT_THROW(s.set_token_parts(1, 0), std::logic_error);
+  s.set_token_parts(0, 0);
+
+  BlockSelection with_parts({4, 9, 12}, 1);
+  with_parts.set_token_parts(1, 0);
+  EXPECT_THROW(append(with_parts, {2}, {0}), std::logic_error);
+  EXPECT_FALSE(with_parts.only_blocks());
 }
 
 TEST(BlockSelection, HeadsMapToRowSets) {

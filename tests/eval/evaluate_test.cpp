@@ -32,7 +32,11 @@ const std::vector<std::string> kAllMethods = {"dense",
                                               "oracle",
                                               "oracle:granularity=head",
                                               "sink_window",
-                                              "random"};
+                                              "random",
+                                              "vertical_slash",
+                                              "snapkv",
+                                              "h2o",
+                                              "tova:granularity=head"};
 
 class Evaluate : public ::testing::Test {
  protected:
@@ -249,6 +253,76 @@ TEST_F(Evaluate, TokenLevelPartsAddToTheBlocks) {
     }
   }
   EXPECT_GT(added, 0.1);
+}
+
+// What selects single keys is measured as what selects blocks is, from the probability of each key.
+TEST_F(Evaluate, SingleKeysAreMeasuredByTheirProbabilities) {
+  options_.save_selection = true;
+  for (const CellRecord& cell :
+       run({"vertical_slash", "snapkv", "h2o:granularity=kv_head", "oracle:unit=token"})) {
+    ASSERT_EQ(cell.status, CellStatus::kOk) << cell.reason;
+    SCOPED_TRACE(cell.method);
+    const bool prefill = cell.phase == Phase::kPrefill;
+    if (prefill != (cell.name == "vertical_slash")) {
+      EXPECT_FALSE(cell.selects_keys);
+      continue;
+    }
+    EXPECT_TRUE(cell.selects_keys);
+    for (const SavedLayer& saved : cell.saved) {
+      const TraceLayer data = trace_.layer(saved.layer);
+      for (std::size_t s = 0; s < saved.selections.size(); ++s) {
+        const BlockSelection& selection = saved.selections[s];
+        const std::int64_t end = selection.geometry().tokens;
+        const AttentionProblem problem{
+            data.q.view().tokens_slice(selection.geometry().query_begin, end),
+            data.k.view().tokens_slice(0, end), data.v.view().tokens_slice(0, end), saved.layer};
+        AttentionOutput output;
+        BlockMass mass;  // [heads, queries, keys]
+        backend_->attend_dense(problem, problem.geometry(1), output, mass);
+        for (std::int64_t h = 0; h < 4; ++h) {
+          const std::int64_t g = selection.group_of_head(h, 4);
+          for (std::int64_t r = 0; r < selection.rows(); ++r) {
+            double kept = 0.0;
+            const std::int64_t first = selection.geometry().row_begin(r);
+            const std::int64_t last = selection.geometry().row_end(r);
+            for (std::int64_t p = first; p < last; ++p) {
+              const auto row = mass.row(h, p - selection.geometry().query_begin);
+              for (const std::int32_t j : selection.blocks(g, r)) {
+                for (std::int64_t t = j * 16; t < std::min<std::int64_t>(j * 16 + 16, p + 1); ++t) {
+                  kept += row[static_cast<std::size_t>(t)];
+                }
+              }
+              for (const std::int32_t t : selection.tokens(g, r)) {
+                if (t <= p) kept += row[static_cast<std::size_t>(t)];
+              }
+            }
+            // Probabilities are summed in f32.
+            EXPECT_NEAR(cell.metric(Metric::kMassRecall)(
+                            saved.layer - 1, h, prefill ? r : static_cast<std::int64_t>(s)),
+                        kept / static_cast<double>(last - first), 1e-5);
+          }
+        }
+      }
+    }
+    if (prefill) {
+      EXPECT_TRUE(cell.metric(Metric::kOracleGap).empty());
+      EXPECT_TRUE(cell.metric(Metric::kOracleGapSet).empty());
+      EXPECT_TRUE(cell.metric(Metric::kTopkRecall).empty());
+      EXPECT_NEAR(cell.layers[1].pairs.density(), 0.2, 0.005);
+      continue;
+    }
+    EXPECT_NEAR(cell.layers[1].pairs.density(), 0.2, 0.5 / 201);
+    const bool best = cell.name == "oracle";
+    for (const float gap : cell.metric(Metric::kOracleGapSet).values) {
+      EXPECT_GE(gap, 0.0f);
+      EXPECT_LE(gap, best ? 1e-5f : 1.0f);
+    }
+    double top = 0.0;
+    for (const float x : cell.metric(Metric::kTopkRecall).values) top += x;
+    top /= static_cast<double>(cell.metric(Metric::kTopkRecall).values.size());
+    EXPECT_EQ(top == 1.0, best);
+    EXPECT_LT(cell.layers[1].kv_tokens_read, cell.layers[1].kv_tokens_context);
+  }
 }
 
 TEST_F(Evaluate, SavedSelectionsHaveTheCountedPairs) {

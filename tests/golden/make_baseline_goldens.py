@@ -11,7 +11,8 @@ within the tolerance of single precision, so that the selected sets must agree e
 
 A case holds a prompt and a few decode steps; `prefill` and the entries of `decode` are null where
 the method attends densely, else the kept blocks (rows of each row set) and the scores of the last
-row of each set.
+row of each set. With unit=token they hold the single keys of each row (tokens of each row set), and
+in decode their scores (keys; null: gone, "inf": always kept).
 """
 import json
 import os
@@ -297,6 +298,139 @@ def tova_step(q, k, p, B, scale):
     return to_blocks(np.append(attention_row(q, k, p - 1, scale), 0), B)
 
 
+# ---------------------------------------------------------------- single keys
+# Each returns the scores of the keys 0 .. p of one head for the step at position p.
+
+def snapkv_keys(q, k, n, p, scale, window, kernel, pooling):
+    """2404.14469, listing 1: the window and all later keys stay."""
+    shares = snapkv_step(q, k, n, p, 1, scale, window, kernel, pooling)
+    before = n - min(window, n)
+    return np.array([np.inf if t >= before else shares[t] for t in range(p + 1)])
+
+
+def low_bit_keys(q, k, p, scale, bits):
+    logit = low_bit_logit(bits)
+    return softmax(np.array([logit(q[p] * scale, k[t:t + 1]) for t in range(p + 1)]))
+
+
+def two_bits(x, outer):
+    """Codes 0 .. 3 by the thresholds -outer, 0, outer."""
+    for threshold in (-outer, 0, outer):
+        if np.abs(x - threshold).min() < 1e-5 * outer:
+            raise NearTie
+    return (x > -outer).astype(int) + (x > 0) + (x > outer)
+
+
+def adamas_keys(q, k, n, p, threshold):
+    """2510.18413: Manhattan distance of 2-bit codes after a Hadamard transform."""
+    d = q.shape[1]
+    size = 1
+    while size < d:
+        size *= 2
+    H = np.array([[(-1.0)**bin(i & j).count("1") for j in range(d)] for i in range(size)])
+    keys, query = k[:p + 1] @ H.T, H @ q[p]
+    rms = lambda x: np.sqrt((x * x).mean())
+    a = two_bits(query, threshold * rms(query))
+    b = two_bits(keys, threshold * rms(keys[:n]))
+    return 3.0 * size - np.abs(b - a).sum(axis=1)
+
+
+def evicting_steps(policy, opt, heads, n, steps, scale, H, Hkv, density):
+    """H2O (2306.14048) and TOVA (2401.06104) in single keys, step by step: what a set of heads
+    drops is gone for all later steps. Yields the scores of each set and what it keeps."""
+    groups = {"layer": 1, "kv_head": Hkv, "head": H}[opt["granularity"]]
+    sets = [heads[g * (H // groups):(g + 1) * (H // groups)] for g in range(groups)]
+    received = []
+    for members in sets:
+        total = np.zeros(n, dtype=np.longdouble)
+        for q, k in members:
+            for t in range(n) if policy == "h2o" else [n - 1]:
+                total[:t + 1] += attention_row(q, k, t, scale)
+        received.append({t: total[t] for t in range(n)})
+    for p in range(n, n + steps):
+        scores, kept = [], []
+        for g, members in enumerate(sets):
+            received[g][p] = np.longdouble(0)
+            row = np.full(p + 1, -np.inf, dtype=np.longdouble)
+            for t, x in received[g].items():
+                row[t] = x
+            chosen = select(row, opt, density, keys=True)
+            if opt["evict"]:
+                row = np.array([row[t] if t in chosen else -np.inf for t in range(p + 1)])
+            stay = [t for t in range(p + 1) if row[t] != -np.inf]
+            scores.append(row)
+            kept.append(chosen)
+            now = np.zeros(len(stay), dtype=np.longdouble)
+            for q, k in members:
+                now += softmax(k[stay] @ q[p] * scale)
+            before = received[g] if policy == "h2o" else {}
+            received[g] = {t: before.get(t, 0) + x for t, x in zip(stay, now)}
+        yield scores, kept
+
+
+def mixed_rows(q_k_of_heads, n, B, scale, opt, density):
+    """MInference, 2407.02490, for the heads of one set: single keys of vertical lines and block
+    diagonals of slash lines, by mass per key, until a row has its share of pairs."""
+    vertical, diagonal = np.zeros(n, dtype=np.longdouble), np.zeros(n // B + 2, np.longdouble)
+    first = set()
+    for q, k in q_k_of_heads:
+        v, slash = lines(q, k, scale, opt["last_q"])
+        vertical += v
+        for o in range(n):
+            for query in range(B):
+                s = (n * B + query) // B - (n * B + query - o) // B
+                diagonal[s] += slash[o] / B
+                if o < 100:
+                    first.add(s)
+    if opt["forced"] == "sink_block":
+        vertical[:30] = np.inf
+        diagonal[sorted(first)] = np.inf
+
+    # Early rows keep more than their share, which is taken from the others.
+    sizes = [(sum(p + 1 for p in range(s, e)), (e - s) * (e - s + 1) // 2) for s, e in cut(n, B)]
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        share = (low + high) / 2
+        if sum(max(share * area, own) for area, own in sizes) < density * sum(x for x, _ in sizes):
+            low = share
+        else:
+            high = share
+
+    def fill(begin, end, noise):
+        i = (end - 1) // B
+        pairs = lambda keys: sum(1 for p in range(begin, end) for t in keys if t <= p)
+        left = share * pairs(range(end)) - pairs(range(i * B, end))
+        blocks, keys = {i}, set()
+        if opt["forced"] == "sink_window":
+            m, window, sink = matched_counts(density, i + 1)
+            blocks |= set(range(max(0, i + 1 - window), i + 1)) | set(range(sink))
+            left -= pairs([t for j in blocks if j < i for t in range(j * B, (j + 1) * B)])
+        items = [(vertical[t] * noise[t], 1, t) for t in range(i * B)]
+        items += [(diagonal[i - j] / B * noise[n + j], 0, j) for j in range(i)]
+        for _, is_key, at in sorted(items, reverse=True):
+            if is_key:
+                cost = 0 if at // B in blocks else pairs([at])
+            else:
+                cost = 0 if at in blocks else pairs(
+                    [t for t in range(at * B, (at + 1) * B) if t not in keys])
+            if cost > 0 and cost <= left + (end - begin) / 2:
+                left -= cost
+                (keys if is_key else blocks).add(at)
+        blocks |= {j for j in range(i) if all(t in keys for t in range(j * B, (j + 1) * B))}
+        return sorted(blocks), sorted(t for t in keys if t // B not in blocks)
+
+    rng = np.random.default_rng(1)
+    noises = [np.ones(n + n // B + 1)] + [1 + TIE * rng.uniform(-1, 1, n + n // B + 1)
+                                          for _ in range(3)]
+    rows = []
+    for begin, end in cut(n, B):
+        outcomes = [fill(begin, end, noise) for noise in noises]
+        if any(x != outcomes[0] for x in outcomes):
+            raise NearTie
+        rows.append(outcomes[0])
+    return rows
+
+
 # ---------------------------------------------------------------- budgets
 
 def ranked(scores, candidates):
@@ -306,12 +440,14 @@ def ranked(scores, candidates):
 def check_boundary(scores, taken, left):
     if taken and left:
         a, b = scores[taken[-1]], scores[left[0]]
-        if a != b and abs(a - b) <= TIE * max(abs(a), abs(b)):
+        if np.isfinite(a) and a != b and abs(a - b) <= TIE * max(abs(a), abs(b)):
             raise NearTie
 
 
-def select(scores, opt, density):
+def select(scores, opt, density, keys=False):
+    """Of blocks, or of single keys. Those of score -infinity are gone."""
     c = len(scores)
+    gone = {j for j in range(c) if scores[j] == -np.inf}
     diagonal = {c - 1}
     forced = opt["forced"]
     if opt["budget"] == "top_p":
@@ -328,9 +464,13 @@ def select(scores, opt, density):
             have += scores[j]
             kept.add(j)
         return sorted(kept)
-    if opt["budget"] == "gamma":
+    if opt["budget"] in ("gamma", "sampled"):
         return sorted(diagonal | {j for j in range(c) if scores[j] > 0})
     m, window, sink = matched_counts(density, c)
+    if keys:
+        m = min(max(int(density * c + 0.5), 1), c)
+        assert m >= 3
+        window, sink = max(1, int(m / 4 + 0.5)), max(1, int(m / 8 + 0.5))
     kept = set(diagonal)
     if forced == "sink_window":
         kept |= set(range(max(0, c - window), c)) | set(range(sink))
@@ -338,7 +478,8 @@ def select(scores, opt, density):
         kept |= {0}
     elif forced == "recent_half":
         kept |= set(range(c - max(1, int(m / 2 + 0.5)), c))
-    order = ranked(scores, [j for j in range(c) if j not in kept])
+    kept -= gone
+    order = ranked(scores, [j for j in range(c) if j not in kept | gone])
     take = max(0, m - len(kept))
     check_boundary(scores, order[:take], order[take:])
     return sorted(kept | set(order[:take]))
@@ -366,16 +507,17 @@ DEFAULTS = {
     "block_mean": dict(forced="diagonal", query_pool=0),
     "block_max": dict(forced="sink_window", query_pool=0),
     "minmax_bound": dict(forced="sink_window", query_pool=0, page=0),
-    "vertical_slash": dict(forced="sink_block", last_q=64),
+    "vertical_slash": dict(forced="sink_block", last_q=64, unit="token"),
     "flexprefill": dict(forced="sink_block", tau=0.1, gamma=0.95, min_budget=1024),
     "xattention": dict(forced="sink_block", stride=8),
     "tri_shape": dict(last_rows=2),
     "quest": dict(forced="diagonal", page=0),
-    "twilight": dict(forced="diagonal", bits=4, budget="top_p", top_p=0.85),
-    "magicpig": dict(forced="sink_block", bits=10, tables=150, sink=4, local=64),
-    "snapkv": dict(forced="diagonal", window=32, kernel=5, pooling="avg"),
-    "h2o": dict(forced="recent_half"),
-    "tova": dict(forced="diagonal", granularity="layer"),
+    "twilight": dict(forced="diagonal", bits=4, budget="top_p", top_p=0.85, unit="token"),
+    "adamas": dict(forced="diagonal", threshold=1.0, unit="token"),
+    "magicpig": dict(forced="sink_block", bits=10, tables=150, sink=4, local=64, unit="token"),
+    "snapkv": dict(forced="diagonal", window=32, kernel=5, pooling="avg", unit="token"),
+    "h2o": dict(forced="recent_half", evict=True, unit="token"),
+    "tova": dict(forced="diagonal", granularity="layer", evict=True, unit="token"),
 }
 POOLED = ("block_mean", "block_max", "minmax_bound", "quest", "twilight")
 
@@ -411,9 +553,50 @@ def decode_estimate(policy, opt, q, k, n, p, B, scale):
     if policy == "magicpig":
         return magicpig_step(q, k, n, p, B, scale, opt["bits"], opt["tables"], opt["sink"],
                              opt["local"])
+    if policy == "adamas":
+        keys = adamas_keys(q, k, n, p, opt["threshold"])
+        return np.array([keys[s:e].max() for s, e in cut(p + 1, B)])
     if policy == "h2o":
         return h2o_step(q, k, p, B, scale)
     return tova_step(q, k, p, B, scale) if policy == "tova" else None
+
+
+def key_estimate(policy, opt, q, k, n, p, scale):
+    """Scores of the single keys 0 .. p for one head."""
+    if policy == "snapkv":
+        return snapkv_keys(q, k, n, p, scale, opt["window"], opt["kernel"], opt["pooling"])
+    if policy == "twilight":
+        return low_bit_keys(q, k, p, scale, opt["bits"])
+    if policy == "adamas":
+        return adamas_keys(q, k, n, p, opt["threshold"])
+    return magicpig_step(q, k, n, p, 1, scale, opt["bits"], opt["tables"], opt["sink"],
+                         opt["local"])
+
+
+def run_keys(case, opt, heads, scale):
+    """A case of single keys: what each row set keeps, and in decode the scores of its keys."""
+    s, policy, density = case["shape"], case["policy"], case["density"]
+    H, Hkv, n, B = (s[x] for x in ("num_heads", "num_kv_heads", "tokens", "block"))
+    groups = {"layer": 1, "kv_head": Hkv, "head": H}[opt["granularity"]]
+    size = H // groups
+    if policy == "vertical_slash":
+        sets = [mixed_rows([(q[:n], k[:n]) for q, k in heads[g * size:(g + 1) * size]], n, B, scale,
+                           opt, density) for g in range(groups)]
+        prefill = dict(rows=[[blocks for blocks, _ in rows] for rows in sets],
+                       tokens=[[tokens for _, tokens in rows] for rows in sets])
+        return dict(case, prefill=prefill, decode=[None] * case["steps"])
+    if policy in ("h2o", "tova"):
+        outcomes = list(evicting_steps(policy, opt, heads, n, case["steps"], scale, H, Hkv, density))
+    else:
+        outcomes = []
+        for p in range(n, n + case["steps"]):
+            rows = [key_estimate(policy, opt, q, k[:p + 1], n, p, scale) for q, k in heads]
+            scores = [sum(rows[g * size:(g + 1) * size]) for g in range(groups)]
+            outcomes.append((scores, [select(x, opt, density, keys=True) for x in scores]))
+    text = {np.inf: "inf", -np.inf: None}
+    decode = [dict(tokens=[[kept] for kept in sets]) for _, sets in outcomes]
+    decode[-1]["keys"] = [[text.get(float(x), x) for x in row] for row in outcomes[-1][0]]
+    return dict(case, prefill=None, decode=decode)
 
 
 def grouped(per_head, granularity, H, Hkv):
@@ -427,7 +610,7 @@ def grouped(per_head, granularity, H, Hkv):
 def run(case):
     s, policy, density = case["shape"], case["policy"], case["density"]
     H, Hkv, d, n, B = (s[x] for x in ("num_heads", "num_kv_heads", "head_dim", "tokens", "block"))
-    opt = dict(dict(granularity="head", budget="matched", top_p=0.9), **DEFAULTS[policy])
+    opt = dict(dict(granularity="head", budget="matched", top_p=0.9, unit="block"), **DEFAULTS[policy])
     assert all(name in opt for name in case["options"]), case
     opt.update(case["options"])
     if policy == "tri_shape":
@@ -436,6 +619,8 @@ def run(case):
     q, k, _ = case_input(case, case["layer"], n + case["steps"])
     scale = 1 / np.sqrt(np.longdouble(d))
     heads = [(q[h], k[h // (H // Hkv)]) for h in range(H)]
+    if opt["unit"] == "token":
+        return run_keys(case, opt, heads, scale)
 
     def outcome(per_head):
         if per_head[0] is None:
@@ -455,6 +640,8 @@ def run(case):
 GQA = (4, 2, 16, 126, 16)      # ragged; the third step opens a block
 RAGGED = (6, 2, 24, 203, 32)   # a head dimension that is no power of two
 SHORT = (2, 1, 16, 9, 16)      # one block
+LONG = (2, 1, 16, 520, 16)     # longer than the lines that MInference forces
+BLOCK = dict(unit="block")
 CASES = [
     ("block_mean", {}, [GQA, RAGGED, SHORT]),
     ("block_mean", dict(granularity="layer", forced="sink_window"), [GQA]),
@@ -463,8 +650,12 @@ CASES = [
     ("block_max", dict(query_pool=8, granularity="kv_head"), [RAGGED]),
     ("minmax_bound", {}, [GQA, RAGGED]),
     ("minmax_bound", dict(page=8, query_pool=1, granularity="layer"), [RAGGED]),
-    ("vertical_slash", {}, [GQA, RAGGED, SHORT]),
-    ("vertical_slash", dict(last_q=20, granularity="layer"), [RAGGED]),
+    ("vertical_slash", BLOCK, [GQA, RAGGED, SHORT]),
+    ("vertical_slash", dict(BLOCK, last_q=20, granularity="layer"), [RAGGED]),
+    ("vertical_slash", {}, [RAGGED, SHORT, LONG]),
+    ("vertical_slash", dict(forced="diagonal"), [GQA, RAGGED]),
+    ("vertical_slash", dict(forced="sink_window", last_q=20, granularity="layer"), [RAGGED]),
+    ("vertical_slash", dict(forced="diagonal", granularity="kv_head"), [GQA]),
     ("flexprefill", {}, [GQA, RAGGED, SHORT]),
     ("flexprefill", dict(tau=1), [GQA]),
     ("flexprefill", dict(tau=0.25, granularity="kv_head"), [RAGGED]),
@@ -478,16 +669,33 @@ CASES = [
     ("tri_shape", dict(last_rows=1), [GQA]),
     ("quest", {}, [GQA, RAGGED, SHORT]),
     ("quest", dict(page=8, granularity="kv_head", budget="top_p", top_p=0.7), [RAGGED]),
-    ("twilight", {}, [GQA, RAGGED]),
-    ("twilight", dict(bits=2, budget="matched", granularity="layer"), [GQA]),
-    ("magicpig", dict(bits=4, tables=20, local=20), [GQA, RAGGED]),
-    ("magicpig", dict(bits=2, tables=8, sink=1, granularity="layer"), [RAGGED, SHORT]),
+    ("twilight", BLOCK, [GQA, RAGGED]),
+    ("twilight", dict(BLOCK, bits=2, budget="matched", granularity="layer"), [GQA]),
+    ("twilight", {}, [GQA]),
+    ("twilight", dict(budget="matched", granularity="kv_head", forced="sink_window"), [RAGGED]),
+    ("adamas", {}, [GQA, RAGGED]),
+    ("adamas", dict(threshold=0.5, granularity="layer", forced="sink_block"), [RAGGED]),
+    ("adamas", dict(BLOCK, granularity="kv_head"), [GQA, RAGGED]),
+    ("magicpig", dict(BLOCK, bits=4, tables=20, local=20), [GQA, RAGGED]),
+    ("magicpig", dict(BLOCK, bits=2, tables=8, sink=1, granularity="layer"), [RAGGED, SHORT]),
+    ("magicpig", dict(bits=2, tables=8, local=20), [GQA]),
+    ("magicpig", dict(bits=4, tables=20, local=20, budget="sampled"), [GQA, RAGGED]),
+    ("magicpig", dict(bits=2, tables=8, sink=1, local=20, granularity="kv_head", budget="top_p",
+                      top_p=0.8), [GQA]),
+    ("snapkv", BLOCK, [GQA, RAGGED, SHORT]),
+    ("snapkv", dict(BLOCK, window=8, kernel=7, pooling="max", granularity="kv_head"), [RAGGED]),
     ("snapkv", {}, [GQA, RAGGED, SHORT]),
-    ("snapkv", dict(window=8, kernel=7, pooling="max", granularity="kv_head"), [RAGGED]),
-    ("h2o", {}, [GQA, RAGGED]),
-    ("h2o", dict(granularity="layer", forced="sink_window"), [GQA]),
-    ("tova", {}, [GQA, RAGGED]),
-    ("tova", dict(granularity="head"), [GQA]),
+    ("snapkv", dict(window=8, kernel=7, granularity="layer"), [RAGGED]),
+    ("h2o", BLOCK, [GQA, RAGGED]),
+    ("h2o", dict(BLOCK, granularity="layer", forced="sink_window"), [GQA]),
+    ("h2o", {}, [GQA, RAGGED, SHORT]),
+    ("h2o", dict(granularity="kv_head", forced="sink_window"), [GQA]),
+    ("h2o", dict(evict=False, forced="diagonal"), [GQA]),
+    ("tova", BLOCK, [GQA, RAGGED]),
+    ("tova", dict(BLOCK, granularity="head"), [GQA]),
+    ("tova", {}, [GQA, RAGGED, SHORT]),
+    ("tova", dict(granularity="head", forced="sink_block"), [GQA]),
+    ("tova", dict(evict=False), [GQA]),
 ]
 
 
@@ -497,7 +705,8 @@ def make_cases():
             yield dict(name="%s %s n=%d" % (policy, options or "", n), policy=policy,
                        options=options,
                        shape=dict(num_heads=H, num_kv_heads=Hkv, head_dim=d, tokens=n, block=B),
-                       layer=2, steps=3, density=0.4, offset_scale=2.0, noise_scale=1.0)
+                       layer=2, steps=6 if policy in ("h2o", "tova") else 3, density=0.4,
+                       offset_scale=2.0, noise_scale=1.0)
 
 
 def generate():

@@ -54,6 +54,39 @@ inline BlockSelection random_selection(SplitMix64& rng, const BlockGeometry& geo
   return selection;
 }
 
+/// Rows of blocks and single keys, with and without their own block.
+inline BlockSelection random_mixed_selection(SplitMix64& rng, const BlockGeometry& geometry,
+                                             std::int64_t groups) {
+  BlockSelection selection(geometry, groups);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    for (std::int64_t r = 0; r < geometry.rows(); ++r) {
+      std::vector<std::int32_t> blocks;
+      std::vector<std::int32_t> tokens;
+      const std::int64_t own = geometry.first_row() + r;
+      const std::uint64_t spacing = 1 + rng.below(8);  // of single keys; 1 keeps all
+      for (std::int64_t j = 0; j <= own; ++j) {
+        if (rng.below(3) == 0) {
+          blocks.push_back(static_cast<std::int32_t>(j));
+          continue;
+        }
+        const std::int64_t end = std::min((j + 1) * geometry.block, geometry.row_end(r));
+        for (std::int64_t t = j * geometry.block; t < end; ++t) {
+          if (t >= geometry.row_begin(r) || rng.below(spacing) == 0) {
+            tokens.push_back(static_cast<std::int32_t>(t));
+          }
+        }
+      }
+      std::vector<Part> parts(blocks.size(), Part::kScored);
+      std::vector<Part> token_parts;
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        token_parts.push_back(static_cast<Part>(rng.below(4)));
+      }
+      selection.append_row(blocks, parts, tokens, token_parts);
+    }
+  }
+  return selection;
+}
+
 /// Error bound of one output element and of the log-sum-exp, for logits of magnitude at most x:
 /// a logit is a sum of `dim` f32 products, wrong by at most (dim + 2) u sum|q_i k_i| <= (dim + 2) u
 /// x' with x' = the sum of magnitudes; typical rounding is the square root of that. Exponentials

@@ -20,6 +20,7 @@ namespace {
 using nlohmann::json;
 
 using testing::largest_logit_magnitude;
+using testing::random_mixed_selection;
 using testing::random_selection;
 using testing::random_tensor;
 using testing::weight_error;
@@ -86,6 +87,45 @@ TEST(ReferenceAttention, MatchesTheGoldens) {
   }
 }
 
+// A block is the list of its keys: the same attention, whichever way a row says it.
+TEST(ReferenceAttention, SingleKeysAreTheBlocksTheyFill) {
+  SplitMix64 rng(47);
+  const auto backend = make_reference_backend();
+  for (int trial = 0; trial < 20; ++trial) {
+    const std::int64_t tokens = 1 + static_cast<std::int64_t>(rng.below(60));
+    const std::int64_t begin =
+        static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(tokens)));
+    const HeadsTensor q = random_tensor(rng, DType::kF32, 2, tokens - begin, 16, 1.0);
+    const HeadsTensor k = random_tensor(rng, DType::kF32, 1, tokens, 16, 1.0);
+    const HeadsTensor v = random_tensor(rng, DType::kF32, 1, tokens, 16, 1.0);
+    const AttentionProblem problem{q.view(), k.view(), v.view(), 0};
+    const BlockGeometry geometry = problem.geometry(8);
+    const BlockSelection blocks = random_selection(rng, geometry, 2, false);
+    BlockSelection singles(geometry, 2);
+    for (std::int64_t g = 0; g < 2; ++g) {
+      for (std::int64_t r = 0; r < geometry.rows(); ++r) {
+        std::vector<std::int32_t> keys;
+        for (const std::int32_t j : blocks.blocks(g, r)) {
+          const std::int64_t end = std::min((j + 1) * geometry.block, geometry.row_end(r));
+          for (std::int64_t t = j * geometry.block; t < end; ++t) {
+            keys.push_back(static_cast<std::int32_t>(t));
+          }
+        }
+        singles.append_row({}, {}, keys, std::vector<Part>(keys.size(), Part::kScored));
+      }
+    }
+    EXPECT_EQ(singles.count().kept, blocks.count().kept);
+    AttentionOutput want;
+    AttentionOutput got;
+    backend->attend(problem, blocks, want);
+    backend->attend(problem, singles, got);
+    EXPECT_EQ(got.lse, want.lse);
+    for (std::int64_t i = 0; i < want.out.elements(); ++i) {
+      ASSERT_EQ(got.out.row<float>(0, 0)[i], want.out.row<float>(0, 0)[i]);
+    }
+  }
+}
+
 class CpuPathTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
@@ -137,6 +177,7 @@ struct Comparison {
     const BlockSelection selection =
         random_selection(rng, problem.geometry(block), groups[rng.below(3)], rng.below(2) == 0);
     compare(problem, selection);
+    compare(problem, random_mixed_selection(rng, problem.geometry(block), groups[rng.below(3)]));
   }
 
   void compare(const AttentionProblem& problem, const BlockSelection& selection) const {
@@ -225,6 +266,7 @@ TEST_P(CpuPathTest, ReadsNothingBetweenTheRowsOfAStridedTensor) {
     for (const std::int64_t begin : {std::int64_t{0}, kTokens - 1}) {
       const AttentionProblem problem{strided.tokens_slice(begin, kTokens), strided, strided, 0};
       comparison.compare(problem, random_selection(rng, problem.geometry(16), 1, false));
+      comparison.compare(problem, random_mixed_selection(rng, problem.geometry(16), 1));
     }
   }
 }

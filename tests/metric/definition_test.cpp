@@ -109,6 +109,39 @@ TEST(AnswerRecall, SpansOutsideTheContextDoNotCount) {
   EXPECT_DOUBLE_EQ(*answer_recall(selection, Spans{{0, 2}, {1, 3}}), 0.5);
 }
 
+/// The last row of three blocks of 2 tokens: block 1 and the keys 0 and 5.
+BlockSelection mixed_row() {
+  BlockSelection selection({2, 5, 6}, 1);
+  selection.append_row(std::vector<std::int32_t>{1}, std::vector<Part>{Part::kScored},
+                       std::vector<std::int32_t>{0, 5},
+                       std::vector<Part>{Part::kSink, Part::kWindow});
+  return selection;
+}
+
+TEST(AnswerRecall, ASpanIsKeptBySingleKeysWhenAllOfThemAre) {
+  using Spans = std::vector<std::pair<std::int64_t, std::int64_t>>;
+  EXPECT_DOUBLE_EQ(*answer_recall(mixed_row(), Spans{{0, 1}}), 1.0);
+  EXPECT_DOUBLE_EQ(*answer_recall(mixed_row(), Spans{{0, 2}}), 0.0);
+  EXPECT_DOUBLE_EQ(*answer_recall(mixed_row(), Spans{{0, 1}, {2, 4}, {5, 6}, {3, 5}}), 0.75);
+}
+
+TEST(OracleGap, OfSingleKeysIsTakenInKeys) {
+  BlockMass mass;
+  mass.reserve(1, {1, 5, 6});
+  const float values[] = {0.1f, 0.3f, 0.05f, 0.15f, 0.2f, 0.2f};
+  std::copy(std::begin(values), std::end(values), mass.row(0, 0).begin());
+  const BlockSelection keys = mixed_row().in_keys();  // 0, 2, 3 and 5
+  const BlockGrid recall = mass_recall(mass, keys);
+  EXPECT_FLOAT_EQ(recall(0, 0), 0.5f);
+  const BlockSelection best = best_selection(mass, keys);  // 1, 3, 4 and 5
+  EXPECT_NEAR(oracle_gap(mass, best, recall)(0, 0), 0.35, 1e-6);
+  EXPECT_FLOAT_EQ(topk_recall(keys, best)(0, 0), 0.5f);
+}
+
+TEST(Density, KvTokensReadCountSingleKeys) {
+  EXPECT_EQ(kv_tokens_read(mixed_row(), 2, 1), (std::vector<std::int64_t>{4}));
+}
+
 TEST(Density, RowSetsAddUpAsHeads) {
   const DensityCount shared = count_per_head(BlockSelection::dense({2, 0, 3}), 4);
   EXPECT_EQ(shared.causal, 4 * 6);

@@ -30,7 +30,8 @@ class ReportFixture : public ::testing::Test {
     const testing::TinyTrace tiny;
     std::vector<std::unique_ptr<Policy>> policies;
     for (const char* spec : {"dense", "sketchwalk", "sketchwalk:budget=release", "sink_window",
-                             "oracle:granularity=head", "random", "sketchwalk:query_pool=7"}) {
+                             "oracle:granularity=head", "random", "vertical_slash", "snapkv",
+                             "sketchwalk:query_pool=7"}) {
       policies.push_back(make_policy(spec, 0));
       report_.protocol.methods.push_back(policies.back()->spec());
     }
@@ -106,6 +107,12 @@ TEST_F(ReportFixture, JsonHasTheNumbersOfTheRecords) {
     EXPECT_EQ(recall.at("high").get<double>(), *expected.high);
     EXPECT_LE(recall.at("low"), recall.at("mean"));
     EXPECT_LE(recall.at("mean"), recall.at("high"));
+    const bool prefill = record.phase == Phase::kPrefill;
+    const bool lines = prefill && record.name == "vertical_slash";
+    EXPECT_EQ(cell.at("oracle"), lines                                 ? json(nullptr)
+                                 : !prefill && record.name == "snapkv" ? json("keys")
+                                                                       : json("blocks"));
+    EXPECT_EQ(cell.at("metrics").at("topk_recall").is_null(), lines);
     const json& parts = cell.at("realised_density").at("parts");
     EXPECT_NEAR(parts.at("window").get<double>() + parts.at("sink").get<double>() +
                     parts.at("scored").get<double>() + parts.at("forced").get<double>(),
@@ -184,6 +191,11 @@ TEST_F(ReportFixture, Hdf5HasTheArraysOfTheRecords) {
     std::vector<std::int64_t> shape;
     for (const MetricInfo& metric : list_metrics()) {
       const MetricArray& array = record.metric(metric.metric);
+      if (array.empty()) {
+        EXPECT_EQ(record.name, "vertical_slash") << metric.name;
+        EXPECT_EQ(H5Lexists(group.get(), std::string(metric.name).c_str(), H5P_DEFAULT), 0);
+        continue;
+      }
       EXPECT_EQ(read_dataset<float>(file.get(), prefix + std::string(metric.name), H5T_NATIVE_FLOAT,
                                     &shape),
                 array.values);
@@ -200,6 +212,25 @@ TEST_F(ReportFixture, Hdf5HasTheArraysOfTheRecords) {
       if (record.phase == Phase::kPrefill) {
         EXPECT_TRUE(std::ranges::equal(blocks, saved.selections.front().all_blocks()));
         EXPECT_TRUE(std::ranges::equal(row_ptr, saved.selections.front().row_ptr()));
+      }
+      std::vector<std::int64_t> token_ptr = {0};
+      std::vector<std::int32_t> tokens;
+      for (std::int64_t g = 0; g < record.row_sets; ++g) {
+        for (const BlockSelection& selection : saved.selections) {
+          for (std::int64_t r = 0; r < selection.rows(); ++r) {
+            const auto singles = selection.tokens(g, r);
+            tokens.insert(tokens.end(), singles.begin(), singles.end());
+            token_ptr.push_back(static_cast<std::int64_t>(tokens.size()));
+          }
+        }
+      }
+      EXPECT_EQ(tokens.empty(), !record.selects_keys);
+      if (tokens.empty()) {
+        EXPECT_EQ(H5Lexists(file.get(), (at + "token").c_str(), H5P_DEFAULT), 0);
+      } else {
+        EXPECT_EQ(read_dataset<std::int64_t>(file.get(), at + "token_ptr", H5T_NATIVE_INT64),
+                  token_ptr);
+        EXPECT_EQ(read_dataset<std::int32_t>(file.get(), at + "token", H5T_NATIVE_INT32), tokens);
       }
       if (saved.scores == nullptr) continue;
       const auto scores = read_dataset<float>(file.get(), at + "score", H5T_NATIVE_FLOAT);
@@ -231,6 +262,7 @@ TEST_F(ReportFixture, TableNamesEveryMethodAndFailure) {
   }
   EXPECT_NE(table.find("failed: sketchwalk:preset=release,query_pool=7"), std::string::npos);
   EXPECT_NE(table.find("mean over 2 inputs"), std::string::npos);
+  EXPECT_NE(table.find("not measured where a prefill mixes"), std::string::npos);
 }
 
 TEST_F(ReportFixture, NothingIsReplacedWithoutForce) {
