@@ -83,17 +83,23 @@ HeadsTensor to_f32(const PooledVectors& x) {
   return y;
 }
 
+HeadsTensor to_bf16_tensor(const PooledVectors& x) {
+  HeadsTensor y(DType::kBf16, x.heads, x.count, x.dim);
+  std::transform(x.values.begin(), x.values.end(), y.row<Bf16>(0, 0),
+                 [](double value) { return to_bf16(static_cast<float>(value)); });
+  return y;
+}
+
 /// The same for several pooled keys a block: masses of an attention without values.
 Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool causal,
                    std::int64_t queries_per_block, std::int64_t keys_per_block, std::int64_t b,
-                   const Isa& isa) {
+                   const TileKernel& tile) {
   Matrix sum(b, b);
   const std::int64_t group = q.heads / k.heads;
   // So many block rows together as fill the lanes of a tile.
   const std::int64_t block_rows = std::max<std::int64_t>(1, kLanes / (group * queries_per_block));
   const std::int64_t chunks = (b + block_rows - 1) / block_rows;
-  std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                       RowAttention(*isa.f32_tile));
+  std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()), RowAttention(tile));
   // Later rows are the longer ones when the sketch is causal.
   parallel_for(chunks, [&](std::int64_t index, int thread) {
     const std::int64_t begin = (chunks - 1 - index) * block_rows;
@@ -168,11 +174,16 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   Matrix a;
   if (keys_per_block == 1) {
     a = block_probabilities(q, k, scale, params.causal, queries_per_block, b, *isa.scores);
+  } else if (keys_as_they_are && problem.k.dtype == DType::kBf16 && isa.bf16_tile != nullptr) {
+    // The keys are what they are in attention itself; the mean queries are rounded to their type.
+    const HeadsTensor pooled_q = to_bf16_tensor(q);
+    a = pool_masses(pooled_q.view(), problem.k, scale, params.causal, queries_per_block,
+                    keys_per_block, b, *isa.bf16_tile);
   } else {
     const HeadsTensor pooled_q = to_f32(q);
     const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : to_f32(k);
     a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), scale,
-                    params.causal, queries_per_block, keys_per_block, b, isa);
+                    params.causal, queries_per_block, keys_per_block, b, *isa.f32_tile);
   }
   finish_transition(a, params, q.heads, q.count);
   return a;
