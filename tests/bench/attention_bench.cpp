@@ -328,11 +328,12 @@ const bool registered = [] {
       const Shape& shape = prefill_shapes[0];
       add("block_masses" + tail + shape.name(),
           [=](benchmark::State& state) { block_masses(state, shape, isa, dtype); });
-      for (const std::string spec :
-           {"sketchwalk", "sketchwalk:preset=preprint",
-            "sketchwalk:hadamard=unbiased,temperature=1,causal_sketch=true,key_pool=1,walk=none"}) {
-        add("selection" + tail + shape.name() + "/" + spec,
-            [=](benchmark::State& state) { selection(state, shape, isa, dtype, spec); });
+      for (const Shape& selected : {prefill_shapes[0], prefill_shapes[2]}) {
+        for (const std::string spec :
+             {"sketchwalk", "sketchwalk:preset=preprint", "sketchwalk:preset=tuned"}) {
+          add("selection" + tail + selected.name() + "/" + spec,
+              [=](benchmark::State& state) { selection(state, selected, isa, dtype, spec); });
+        }
       }
     }
     for (const std::int64_t b : {128, 512, 2048}) {
