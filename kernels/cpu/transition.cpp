@@ -12,7 +12,8 @@
 namespace sw::cpu {
 namespace {
 
-PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean,
+/// Means of pools of `size` tokens, summed in fp64, or in f32 if they are to be rounded to bf16.
+PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean, bool for_bf16,
                    const ScoreKernel& kernel) {
   PooledVectors pooled{x.heads, (x.tokens + size - 1) / size, x.dim, {}};
   pooled.values.assign(static_cast<std::size_t>(pooled.heads * pooled.count * pooled.dim), 0.0);
@@ -21,9 +22,16 @@ PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean,
     const std::int64_t begin = index % pooled.count * size;
     const std::int64_t end = std::min(begin + size, x.tokens);
     double* mean = pooled.row(h, index % pooled.count);
-    kernel.add_rows({x.row(h, begin), x.dtype, x.token_stride,
-                     static_cast<std::int32_t>(end - begin), static_cast<std::int32_t>(x.dim)},
-                    mean);
+    const TokenRows rows = {x.row(h, begin), x.dtype, x.token_stride,
+                            static_cast<std::int32_t>(end - begin),
+                            static_cast<std::int32_t>(x.dim)};
+    if (for_bf16) {
+      std::vector<float> sum(static_cast<std::size_t>(x.dim), 0.0f);
+      kernel.add_rows_f32(rows, sum.data());
+      std::copy(sum.begin(), sum.end(), mean);
+    } else {
+      kernel.add_rows(rows, mean);
+    }
     const auto divisor = static_cast<double>(partial_mean ? end - begin : size);
     for (std::int64_t j = 0; j < x.dim; ++j) mean[j] /= divisor;
   });
@@ -152,14 +160,17 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   const Sketch sketch(effective, problem.layer, problem.head_dim());
   const double scale = sketch.logit_scale() / params.temperature;
   const bool keys_as_they_are = params.tokens_per_key() == 1 && effective.exact && !mean;
+  // Keys in bf16 are taken as attention takes them, with the mean queries rounded to their type.
+  const bool bf16 = keys_as_they_are && keys_per_block > 1 && problem.k.dtype == DType::kBf16 &&
+                    isa.bf16_tile != nullptr;
 
   PooledVectors q;
   PooledVectors k;
   {
     const StageTimer timer(times, Stage::kPool);
-    q = pool(problem.q, params.tokens_per_query(), params.partial_mean, *isa.scores);
+    q = pool(problem.q, params.tokens_per_query(), params.partial_mean, bf16, *isa.scores);
     if (!keys_as_they_are) {
-      k = pool(problem.k, params.tokens_per_key(), params.partial_mean, *isa.scores);
+      k = pool(problem.k, params.tokens_per_key(), params.partial_mean, false, *isa.scores);
     }
     if (mean) {
       q = mean_over_heads(q);
@@ -176,9 +187,6 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
     a = block_probabilities(q, k, scale, params.causal, queries_per_block, b, *isa.scores);
   } else {
     const std::int64_t group = mean ? 1 : problem.group();
-    // Keys in bf16 are taken as attention takes them, with the mean queries rounded to their type.
-    const bool bf16 =
-        keys_as_they_are && problem.k.dtype == DType::kBf16 && isa.bf16_tile != nullptr;
     const HeadsTensor pooled_q = bf16 ? beside<Bf16>(q, group) : beside<float>(q, group);
     const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : beside<float>(k, 1);
     a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), group, scale,
