@@ -224,9 +224,12 @@ CaptureResult capture(CaptureOptions options, const Backend& backend) {
   const TraceInfo& info = writer.info();
 
   const Model model(checkpoint, options.compute);
-  Progress progress("capturing " + options.output, info.total_tokens * config.layers,
-                    options.quiet);
   SessionOptions session_options;
+  // Neither the next token nor the likelihood is asked for: later layers need not run.
+  if (!options.perplexity && options.decode == 0) session_options.layers = info.last_layer() + 1;
+  Progress progress("capturing " + options.output,
+                    info.total_tokens * std::min(config.layers, session_options.layers),
+                    options.quiet);
   session_options.capacity = info.total_tokens;
   session_options.observer = [&](const AttentionProblem& problem) {
     if (problem.layer >= info.first_layer && problem.layer <= info.last_layer()) {

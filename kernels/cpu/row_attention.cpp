@@ -79,9 +79,12 @@ void RowAttention::set_token_parts(std::int64_t window, std::int64_t sink) {
 void RowAttention::visit(const HeadsView& k, const HeadsView& v, std::int64_t kv_head,
                          const KeyRange& keys) {
   const bool output = v.heads > 0;
+  // Rows that already lie as Tile::k wants them stay where they are.
+  const bool in_place = k.dtype == kernel_->element && k.token_stride == dim_ && dim_ == even_dim_;
   for (std::int64_t begin = keys.begin; begin < keys.end; begin += kTileKeys) {
     const std::int64_t end = std::min(begin + kTileKeys, keys.end);
-    kernel_->pack_keys(rows_of(k, kv_head, begin, end - begin), k_.data());
+    const TokenRows key_rows = rows_of(k, kv_head, begin, end - begin);
+    if (!in_place) kernel_->pack_keys(key_rows, k_.data());
     if (output) kernel_->pack_values(rows_of(v, kv_head, begin, end - begin), v_.data());
     const std::size_t tile_offset = tile_sum_.size();
     if (masses_) {
@@ -94,7 +97,7 @@ void RowAttention::visit(const HeadsView& k, const HeadsView& v, std::int64_t kv
       const std::int64_t width = kernel_->vector_lanes;
       Tile tile{};
       tile.qt = qt(pack);
-      tile.k = k_.data();
+      tile.k = in_place ? key_rows.data : k_.data();
       tile.v = output ? v_.data() : nullptr;
       tile.position = position_.data() + pack * kLanes;
       tile.scale = scale_;

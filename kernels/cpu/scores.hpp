@@ -17,6 +17,8 @@ struct ConstMatrix {
 struct ScoreKernel {
   /// sum[dim] += the rows, one after the other: the same in every instruction set.
   void (*add_rows)(const TokenRows& rows, double* sum);
+  /// The same in f32, for sums that are rounded to fewer bits afterwards.
+  void (*add_rows_f32)(const TokenRows& rows, float* sum);
   /// c [rows][cols] := a [rows][depth] b [depth][cols]. Each element is a sum in ascending order of
   /// depth within groups of 256, so that it does not depend on how the rows are dealt out.
   void (*multiply)(ConstMatrix a, ConstMatrix b, std::int64_t rows, std::int64_t depth,

@@ -67,6 +67,22 @@ void add_rows(const TokenRows& rows, double* sum) {
   }
 }
 
+void add_rows_f32(const TokenRows& rows, float* sum) {
+  int j = 0;
+  for (; j + kWidth <= rows.dim; j += kWidth) {
+    Vec x[2] = {};
+    for (int i = 0; i < rows.count; ++i) {
+      x[i % 2] += load_as_float(rows.data, rows.dtype, i * rows.stride + j);
+    }
+    store(sum + j, load(sum + j) + (x[0] + x[1]));
+  }
+  for (; j < rows.dim; ++j) {
+    for (int i = 0; i < rows.count; ++i) {
+      sum[j] += element_as_float(rows.data, rows.dtype, i * rows.stride + j);
+    }
+  }
+}
+
 /// c [Rows][kPanel] (+)= a [Rows][depth] panel [depth][kPanel].
 template <int Rows>
 inline void multiply_block(ConstMatrix a, const double* panel, int depth, bool accumulate,
@@ -162,7 +178,7 @@ double exponentials(double* x, std::int64_t count, double largest) {
   return sum;
 }
 
-constexpr ScoreKernel kScores = {add_rows, multiply, exponentials};
+constexpr ScoreKernel kScores = {add_rows, add_rows_f32, multiply, exponentials};
 
 }  // namespace
 }  // namespace sw::cpu

@@ -142,16 +142,94 @@ void run_lanes(const Tile& t, int lane, int keys) {
   });
 }
 
-void run_tile(const Tile& t) {
-  if (t.mask == Mask::kCausal) {
-    // 16 lanes at a time, each without the keys that none of them sees.
-    for (int lane = 0; lane < t.lanes; lane += kWidth) {
-      const int last = _mm512_reduce_max_epi32(_mm512_loadu_si512(t.position + lane));
-      const int visible = last - t.key_begin + 1;
-      run_lanes<1>(t, lane, visible < 1 ? 1 : visible < t.keys ? visible : t.keys);
-    }
-    return;
+/// Masses only, every key visible: weights are summed as the logits come out of the product. The
+/// base of a lane moves as in softmax(), within the tile too, whose sum so far then follows.
+template <int Vectors>
+void sum_lanes(const Tile& t, int begin) {
+  const auto* qt = static_cast<const std::int32_t*>(t.qt) + begin;
+  const auto* k = static_cast<const std::int32_t*>(t.k);
+  const int pairs = (t.dim + 1) / 2;
+  const __m512 scale = _mm512_set1_ps(t.scale);
+  __m512 base[Vectors];
+  __m512 sum[Vectors];
+  for (int x = 0; x < Vectors; ++x) {
+    base[x] = _mm512_loadu_ps(t.m + begin + x * kWidth);
+    sum[x] = _mm512_setzero_ps();
   }
+  for_rows<Vectors>(t.keys, [&]<int Rows>(int first) {
+    __m512 acc[Rows][Vectors] = {};
+    multiply<Rows, Vectors>(k + first * pairs, pairs, 1, qt, pairs, acc);
+    for (int x = 0; x < Vectors; ++x) {
+      __m512 top = acc[0][x];
+      for (int i = 1; i < Rows; ++i) top = _mm512_max_ps(top, acc[i][x]);
+      top = _mm512_mul_ps(top, scale);
+      const __mmask16 moves =
+          _mm512_cmp_ps_mask(top, _mm512_add_ps(base[x], _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
+      if (moves != 0) {
+        const __m512 old = base[x];
+        base[x] = _mm512_mask_mov_ps(old, moves, top);
+        sum[x] = _mm512_mul_ps(sum[x], exp2(_mm512_sub_ps(old, base[x])));
+      }
+      for (int i = 0; i < Rows; ++i) {
+        sum[x] = _mm512_add_ps(sum[x], exp2(_mm512_fmsub_ps(acc[i][x], scale, base[x])));
+      }
+    }
+  });
+  for (int x = 0; x < Vectors; ++x) {
+    const int lane = begin + x * kWidth;
+    const __m512 factor = exp2(_mm512_sub_ps(_mm512_loadu_ps(t.m + lane), base[x]));
+    _mm512_storeu_ps(t.m + lane, base[x]);
+    _mm512_storeu_ps(t.l + lane, _mm512_fmadd_ps(_mm512_loadu_ps(t.l + lane), factor, sum[x]));
+    if (t.tile_sum == nullptr) continue;
+    _mm512_storeu_ps(t.tile_sum + lane, sum[x]);
+    _mm512_storeu_ps(t.tile_max + lane, base[x]);
+  }
+}
+
+/// The lanes from `begin` on, all of which see every key.
+void sum_visible(const Tile& t, int begin) {
+  switch ((t.lanes - begin) / kWidth) {
+    case 4:
+      return sum_lanes<4>(t, begin);
+    case 3:
+      return sum_lanes<3>(t, begin);
+    case 2:
+      return sum_lanes<2>(t, begin);
+    case 1:
+      return sum_lanes<1>(t, begin);
+    default:
+      return;
+  }
+}
+
+/// 16 lanes at a time, each without the keys that none of them sees.
+void run_causal(const Tile& t, int end) {
+  for (int lane = 0; lane < end; lane += kWidth) {
+    const int last = _mm512_reduce_max_epi32(_mm512_loadu_si512(t.position + lane));
+    const int visible = last - t.key_begin + 1;
+    run_lanes<1>(t, lane, visible < 1 ? 1 : visible < t.keys ? visible : t.keys);
+  }
+}
+
+/// The first lane from which on all lanes see every key; those that are not in use have position
+/// -1 and do not count.
+int visible_from(const Tile& t) {
+  int lane = t.lanes;
+  for (; lane > 0; lane -= kWidth) {
+    const __m512i position = _mm512_loadu_si512(t.position + lane - kWidth);
+    const __mmask16 used = _mm512_cmpge_epi32_mask(position, _mm512_setzero_si512());
+    if (_mm512_mask_reduce_min_epi32(used, position) < t.key_begin + t.keys - 1) break;
+  }
+  return lane;
+}
+
+void run_tile(const Tile& t) {
+  if (t.v == nullptr && t.mask != Mask::kTokenParts) {
+    const int from = t.mask == Mask::kNone ? 0 : visible_from(t);
+    run_causal(t, from);
+    return sum_visible(t, from);
+  }
+  if (t.mask == Mask::kCausal) return run_causal(t, t.lanes);
   switch (t.lanes / kWidth) {
     case 4:
       return run_lanes<4>(t, 0, t.keys);

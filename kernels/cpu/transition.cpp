@@ -1,6 +1,7 @@
 #include "kernels/cpu/transition.hpp"
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "attention/pooled.hpp"
@@ -11,7 +12,8 @@
 namespace sw::cpu {
 namespace {
 
-PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean,
+/// Means of pools of `size` tokens, summed in fp64, or in f32 if they are to be rounded to bf16.
+PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean, bool for_bf16,
                    const ScoreKernel& kernel) {
   PooledVectors pooled{x.heads, (x.tokens + size - 1) / size, x.dim, {}};
   pooled.values.assign(static_cast<std::size_t>(pooled.heads * pooled.count * pooled.dim), 0.0);
@@ -20,9 +22,16 @@ PooledVectors pool(const HeadsView& x, std::int64_t size, bool partial_mean,
     const std::int64_t begin = index % pooled.count * size;
     const std::int64_t end = std::min(begin + size, x.tokens);
     double* mean = pooled.row(h, index % pooled.count);
-    kernel.add_rows({x.row(h, begin), x.dtype, x.token_stride,
-                     static_cast<std::int32_t>(end - begin), static_cast<std::int32_t>(x.dim)},
-                    mean);
+    const TokenRows rows = {x.row(h, begin), x.dtype, x.token_stride,
+                            static_cast<std::int32_t>(end - begin),
+                            static_cast<std::int32_t>(x.dim)};
+    if (for_bf16) {
+      std::vector<float> sum(static_cast<std::size_t>(x.dim), 0.0f);
+      kernel.add_rows_f32(rows, sum.data());
+      std::copy(sum.begin(), sum.end(), mean);
+    } else {
+      kernel.add_rows(rows, mean);
+    }
     const auto divisor = static_cast<double>(partial_mean ? end - begin : size);
     for (std::int64_t j = 0; j < x.dim; ++j) mean[j] /= divisor;
   });
@@ -76,50 +85,55 @@ Matrix block_probabilities(PooledVectors& q, const PooledVectors& k, double scal
   return sum;
 }
 
-HeadsTensor to_f32(const PooledVectors& x) {
-  HeadsTensor y(DType::kF32, x.heads, x.count, x.dim);
-  std::transform(x.values.begin(), x.values.end(), y.row<float>(0, 0),
-                 [](double value) { return static_cast<float>(value); });
+/// Pooled vectors as tiles take them: [heads / group, count * group, dim], the heads that share a
+/// KV head beside each other for each pool.
+template <class T>
+HeadsTensor beside(const PooledVectors& x, std::int64_t group) {
+  constexpr DType kType = std::is_same_v<T, float> ? DType::kF32 : DType::kBf16;
+  HeadsTensor y(kType, x.heads / group, x.count * group, x.dim);
+  parallel_for(x.heads, [&](std::int64_t h, int) {
+    for (std::int64_t u = 0; u < x.count; ++u) {
+      std::transform(x.row(h, u), x.row(h, u) + x.dim, y.row<T>(h / group, u * group + h % group),
+                     [](double value) { return from_float<T>(static_cast<float>(value)); });
+    }
+  });
   return y;
 }
 
-/// The same for several pooled keys a block: masses of an attention without values.
-Matrix pool_masses(const HeadsView& q, const HeadsView& k, double scale, bool causal,
-                   std::int64_t queries_per_block, std::int64_t keys_per_block, std::int64_t b,
-                   const Isa& isa) {
+/// The same for several pooled keys a block: masses of an attention without values. `q` has the
+/// `group` query heads of a KV head beside each other.
+Matrix pool_masses(const HeadsView& q, const HeadsView& k, std::int64_t group, double scale,
+                   bool causal, std::int64_t queries_per_block, std::int64_t keys_per_block,
+                   std::int64_t b, const TileKernel& tile) {
   Matrix sum(b, b);
-  const std::int64_t group = q.heads / k.heads;
+  const std::int64_t per_block = group * queries_per_block;
   // So many block rows together as fill the lanes of a tile.
-  const std::int64_t block_rows = std::max<std::int64_t>(1, kLanes / (group * queries_per_block));
+  const std::int64_t block_rows = std::max<std::int64_t>(1, kLanes / per_block);
   const std::int64_t chunks = (b + block_rows - 1) / block_rows;
-  std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                       RowAttention(*isa.f32_tile));
+  std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()), RowAttention(tile));
   // Later rows are the longer ones when the sketch is causal.
   parallel_for(chunks, [&](std::int64_t index, int thread) {
     const std::int64_t begin = (chunks - 1 - index) * block_rows;
     const std::int64_t end = std::min(begin + block_rows, b);
-    const std::int64_t first = begin * queries_per_block;
-    const std::int64_t count = std::min(end * queries_per_block, q.tokens) - first;
+    const std::int64_t first = begin * per_block;
+    const std::int64_t count = std::min(end * per_block, q.tokens) - first;
     RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
     for (std::int64_t g = 0; g < k.heads; ++g) {
-      rows.begin(group, count, q.dim, scale);
+      rows.begin(1, count, q.dim, scale);
       rows.want_masses();
-      for (std::int64_t h = 0; h < group; ++h) rows.set_queries(h, q, g * group + h, first, 0);
+      rows.set_queries(0, q, g, first, 0);
       for (std::int64_t u = 0; u < count; ++u) {
         // The last pooled key that the block row sees.
-        const std::int64_t row = begin + u / queries_per_block;
-        rows.set_position(u, (row + 1) * keys_per_block - 1);
+        rows.set_position(u, (begin + u / per_block + 1) * keys_per_block - 1);
       }
       for (std::int64_t j = 0; j < (causal ? end : b); ++j) {
         rows.visit(k, {}, g,
                    {j, j * keys_per_block, std::min((j + 1) * keys_per_block, k.tokens),
                     causal && j > begin ? Mask::kCausal : Mask::kNone});
       }
-      for (std::int64_t h = 0; h < group; ++h) {
-        for (std::int64_t i = begin; i < end; ++i) {
-          const std::int64_t from = i * queries_per_block - first;
-          rows.add_masses(h, from, std::min(from + queries_per_block, count), sum.row(i));
-        }
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t from = i * per_block - first;
+        rows.add_masses(0, from, std::min(from + per_block, count), sum.row(i));
       }
     }
   });
@@ -146,14 +160,17 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   const Sketch sketch(effective, problem.layer, problem.head_dim());
   const double scale = sketch.logit_scale() / params.temperature;
   const bool keys_as_they_are = params.tokens_per_key() == 1 && effective.exact && !mean;
+  // Keys in bf16 are taken as attention takes them, with the mean queries rounded to their type.
+  const bool bf16 = keys_as_they_are && keys_per_block > 1 && problem.k.dtype == DType::kBf16 &&
+                    isa.bf16_tile != nullptr;
 
   PooledVectors q;
   PooledVectors k;
   {
     const StageTimer timer(times, Stage::kPool);
-    q = pool(problem.q, params.tokens_per_query(), params.partial_mean, *isa.scores);
+    q = pool(problem.q, params.tokens_per_query(), params.partial_mean, bf16, *isa.scores);
     if (!keys_as_they_are) {
-      k = pool(problem.k, params.tokens_per_key(), params.partial_mean, *isa.scores);
+      k = pool(problem.k, params.tokens_per_key(), params.partial_mean, false, *isa.scores);
     }
     if (mean) {
       q = mean_over_heads(q);
@@ -169,10 +186,12 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   if (keys_per_block == 1) {
     a = block_probabilities(q, k, scale, params.causal, queries_per_block, b, *isa.scores);
   } else {
-    const HeadsTensor pooled_q = to_f32(q);
-    const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : to_f32(k);
-    a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), scale,
-                    params.causal, queries_per_block, keys_per_block, b, isa);
+    const std::int64_t group = mean ? 1 : problem.group();
+    const HeadsTensor pooled_q = bf16 ? beside<Bf16>(q, group) : beside<float>(q, group);
+    const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : beside<float>(k, 1);
+    a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), group, scale,
+                    params.causal, queries_per_block, keys_per_block, b,
+                    bf16 ? *isa.bf16_tile : *isa.f32_tile);
   }
   finish_transition(a, params, q.heads, q.count);
   return a;

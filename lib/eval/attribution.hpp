@@ -1,20 +1,32 @@
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
 
+#include "attention/budget.hpp"
 #include "attention/policy.hpp"
+#include "eval/record.hpp"
+#include "metric/block_grid.hpp"
 
 /// Where a Sketch&Walk selection loses mass against the best selection of its size (metrics.md,
-/// attribution): methods with a part taken away tell how much that part costs.
+/// attribution): selections on the way from that one to the method, each of which differs from its
+/// neighbour in one thing, tell what this thing costs. The parts depend on the order of the steps,
+/// which is the order of Variant; between pooled keys and the exact method lie three changes of the
+/// softmax, each taken alone, and the rest of what they do together is their interaction.
 namespace sw {
 
-struct AttributionSpecs {
-  std::string exact;        ///< block means scored without transform and walk
-  std::string sketch_only;  ///< the method without its walk
-};
+/// SPECs of the variants of `policy` for heads of `head_dim` elements, empty for those that rank by
+/// dense masses; nothing for methods that have no sketch and walk.
+std::optional<std::array<std::string, kNumVariants>> attribution_specs(const Policy& policy,
+                                                                       std::int64_t head_dim);
 
-/// The variants of `policy`, or nothing for methods that have no sketch and walk.
-std::optional<AttributionSpecs> attribution_specs(const Policy& policy);
+/// Recall of the best blocks of every head, as many in each row as `selection` gives it:
+/// [num_heads, rows].
+BlockGrid recall_best_per_head(const BlockMass& mass, const BlockSelection& selection);
+
+/// Dense masses summed over heads, as scores of one row set.
+BlockScores scores_of_mass(const BlockMass& mass);
 
 }  // namespace sw

@@ -33,25 +33,29 @@ struct Walker {
   }
 };
 
+/// What ranks the blocks of an attribution variant: the method itself, its budget over the dense
+/// masses, or one of the variant policies.
+constexpr std::size_t kOfMethod = kNumVariants;
+constexpr std::size_t kOfMass = kNumVariants + 1;
+
 struct Method {
   Walker main;
-  std::unique_ptr<Policy> exact_policy;
-  std::unique_ptr<Policy> sketch_policy;
-  Walker exact;  ///< set when attribution is wanted
-  Walker sketch_only;
+  std::vector<std::unique_ptr<Policy>> variant_policies;
+  std::vector<Walker> variants;  ///< of the policies; variants of the same SPEC are one
+  std::array<std::string, kNumVariants> variant_specs;
+  std::array<std::size_t, kNumVariants> variant_source{};  ///< index in `variants`, or as above
   std::vector<std::optional<double>> densities;
   std::vector<std::size_t> prefill_cells;  ///< by density; empty when the phase is not evaluated
   std::vector<std::size_t> decode_cells;
 
-  bool attributed() const { return exact.policy != nullptr; }
+  bool attributed() const { return !variant_specs.back().empty(); }
   bool sparse_at(std::int64_t layer) const { return layer >= main.policy->dense_layers(); }
 };
 
 /// Scores of a method and of its attribution variants for the same rows.
 struct Scores {
   std::shared_ptr<BlockScores> main = std::make_shared<BlockScores>();
-  BlockScores exact;
-  BlockScores sketch_only;
+  std::vector<BlockScores> variants;
   StageTimes times;  ///< of the main scores
 };
 
@@ -129,14 +133,7 @@ class TraceEvaluation {
     Method method;
     method.main.policy = &policy;
     method.main.steps.resize(static_cast<std::size_t>(steps_));
-    if (const auto specs = attribution_specs(policy); specs && options_.attribution) {
-      method.exact_policy = make_policy(specs->exact, options_.seed);
-      method.sketch_policy = make_policy(specs->sketch_only, options_.seed);
-      method.exact = method.main;
-      method.exact.policy = method.exact_policy.get();
-      method.sketch_only = method.main;
-      method.sketch_only.policy = method.sketch_policy.get();
-    }
+    if (options_.attribution) add_variants(method);
     if (policy.takes_density()) {
       method.densities.assign(options_.densities.begin(), options_.densities.end());
     } else {
@@ -151,6 +148,27 @@ class TraceEvaluation {
       }
     }
     methods_.push_back(std::move(method));
+  }
+
+  void add_variants(Method& method) const {
+    const auto specs = attribution_specs(*method.main.policy, info_.head_dim);
+    if (!specs) return;
+    for (std::size_t v = 0; v < kNumVariants; ++v) {
+      method.variant_source[v] = kOfMass;
+      if ((*specs)[v].empty()) continue;
+      auto policy = make_policy((*specs)[v], options_.seed);
+      method.variant_specs[v] = policy->spec();
+      method.variant_source[v] = kOfMethod;
+      if (policy->spec() == method.main.policy->spec()) continue;
+      const auto same = std::find_if(
+          method.variants.begin(), method.variants.end(),
+          [&](const Walker& walker) { return walker.policy->spec() == policy->spec(); });
+      method.variant_source[v] =
+          static_cast<std::size_t>(std::distance(method.variants.begin(), same));
+      if (same != method.variants.end()) continue;
+      method.variants.push_back({policy.get(), {}, method.main.steps, {}});
+      method.variant_policies.push_back(std::move(policy));
+    }
   }
 
   std::size_t add_cell(const Policy& policy, const Method& method, std::optional<double> density,
@@ -195,10 +213,8 @@ class TraceEvaluation {
       cell.answer_recall = MetricArray(layers, 1, prefill ? 1 : steps_, 1.0f);
     }
     if (method.attributed()) {
-      cell.attribution =
-          AttributionRecord{method.exact.policy->spec(), method.sketch_only.policy->spec(),
-                            MetricArray(layers, info_.num_heads, columns, 1.0f),
-                            MetricArray(layers, info_.num_heads, columns, 1.0f)};
+      cell.attribution.emplace().specs = method.variant_specs;
+      cell.attribution->recall.fill(MetricArray(layers, info_.num_heads, columns, 1.0f));
     }
     for (std::int64_t layer : layers_) {
       LayerRecord record;
@@ -337,9 +353,9 @@ class TraceEvaluation {
              double density = 1.0) const {
     ScoreContext context{site.problem, backend_, site.geometry, nullptr, nullptr, density};
     if (method.main.policy->needs_mass()) context.mass = &site.mass;
-    if (method.attributed()) {
-      body(method.exact, context, scores.exact);
-      body(method.sketch_only, context, scores.sketch_only);
+    scores.variants.resize(method.variants.size());
+    for (std::size_t v = 0; v < method.variants.size(); ++v) {
+      body(method.variants[v], context, scores.variants[v]);
     }
     context.times = &scores.times;
     body(method.main, context, *scores.main);
@@ -373,7 +389,9 @@ class TraceEvaluation {
         const StageTimer timer(&sample.times, Stage::kSelect);
         selection = select(site, *method.main.policy, *scores.main, density);
       }
-      if (cell.attribution) attribute(site, method, scores, density, *cell.attribution);
+      if (cell.attribution) {
+        attribute(site, method, scores, density, selection, *cell.attribution);
+      }
       sample.attended = options_.output_error || !selection.only_blocks();
       if (sample.attended) {
         const StageTimer timer(&sample.times, Stage::kAttention);
@@ -389,12 +407,31 @@ class TraceEvaluation {
   }
 
   void attribute(const Site& site, const Method& method, const Scores& scores,
-                 const std::optional<double>& density, AttributionRecord& record) const {
-    record.exact.set(site.layer_index, site.column,
-                     recall(site, select(site, *method.exact.policy, scores.exact, density)));
-    record.sketch_only.set(
-        site.layer_index, site.column,
-        recall(site, select(site, *method.sketch_only.policy, scores.sketch_only, density)));
+                 const std::optional<double>& density, const BlockSelection& selection,
+                 AttributionRecord& record) const {
+    const auto set = [&](std::size_t variant, const BlockGrid& grid) {
+      record.recall[variant].set(site.layer_index, site.column, grid);
+    };
+    // One recall for each set of scores, however many variants it serves.
+    std::array<std::optional<BlockGrid>, kNumVariants + 2> recalls;
+    for (std::size_t v = 0; v < kNumVariants; ++v) {
+      if (static_cast<Variant>(v) == Variant::kBestPerHead) {
+        set(v, recall_best_per_head(site.mass, selection));
+        continue;
+      }
+      const std::size_t source = method.variant_source[v];
+      std::optional<BlockGrid>& found = recalls[source];
+      if (!found && source == kOfMethod) found = recall(site, selection);
+      if (!found && source == kOfMass) {
+        found = recall(
+            site, select(site, *method.main.policy, scores_of_mass(site.mass), density));
+      }
+      if (!found) {
+        found = recall(site, select(site, *method.variants[source].policy,
+                                    scores.variants[source], density));
+      }
+      set(v, *found);
+    }
   }
 
   void count(const Site& site, const BlockSelection& selection, LayerRecord& layer) const {

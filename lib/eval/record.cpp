@@ -11,6 +11,13 @@ const char* status_name(CellStatus status) {
 
 const char* phase_name(Phase phase) { return phase == Phase::kPrefill ? "prefill" : "decode"; }
 
+const char* variant_name(Variant variant) {
+  static constexpr std::array<const char*, kNumVariants> kNames = {
+      "best_per_head", "forced",      "token_keys", "pooled_keys", "mask",
+      "temperature",   "aggregation", "exact",      "sketch_only"};
+  return kNames[static_cast<std::size_t>(variant)];
+}
+
 MetricArray::MetricArray(std::int64_t num_layers, std::int64_t num_units, std::int64_t num_columns,
                          float value)
     : layers(num_layers),

@@ -74,15 +74,31 @@ struct TimeSample {
   bool attended = false;  ///< false: attention was not run (masses were enough)
 };
 
-/// Mass recall with a part of the method taken away, as the metric of that name: [layers, heads,
-/// columns]. The loss against the best selection splits into best - exact (what block means
-/// cannot see), exact - sketch_only (what the transform loses) and sketch_only - the method (what
-/// the walk changes).
+/// Selections between the best one and a Sketch&Walk method, each one step further (metrics.md,
+/// attribution). The first two rank by dense masses; the others are policies, named by their SPECs.
+enum class Variant {
+  kBestPerHead,  ///< the best blocks of each head, as many as the method keeps
+  kForced,       ///< the method's budget over dense masses: the forced sink and window
+  kTokenKeys,    ///< mean queries against every key, causal, at the scale of attention
+  kPooledKeys,   ///< the same with the method's pools of keys
+  kMask,         ///< that, with the method's mask before the softmax
+  kTemperature,  ///< or with its temperature and scale
+  kAggregation,  ///< or with its aggregation over heads, sharpness and row sums
+  kExact,        ///< all three together: the method without transform and walk
+  kSketchOnly,   ///< the method without walk
+};
+inline constexpr std::size_t kNumVariants = 9;
+/// "best_per_head", "forced", "token_keys", ...
+const char* variant_name(Variant variant);
+
+/// Mass recall of the variants, as the metric of that name: [layers, heads, columns].
 struct AttributionRecord {
-  std::string exact_spec;   ///< sketch=exact, walk=none
-  std::string sketch_spec;  ///< walk=none
-  MetricArray exact;
-  MetricArray sketch_only;
+  std::array<std::string, kNumVariants> specs;  ///< empty for those that rank by dense masses
+  std::array<MetricArray, kNumVariants> recall;
+
+  const std::string& spec(Variant v) const { return specs[static_cast<std::size_t>(v)]; }
+  MetricArray& operator[](Variant v) { return recall[static_cast<std::size_t>(v)]; }
+  const MetricArray& operator[](Variant v) const { return recall[static_cast<std::size_t>(v)]; }
 };
 
 /// Selections of one sparse layer: one of all rows (prefill), or one a step (decode).

@@ -87,24 +87,63 @@ std::optional<MetricSummary> summarize_metric(const CellGroup& cells, Get get) {
   return summary;
 }
 
-AttributionSummary summarize_attribution(const CellRecord& cell) {
-  const std::vector<double> recall = layer_means(cell.metric(Metric::kMassRecall));
-  const std::vector<double> gap = layer_means(cell.metric(Metric::kOracleGap));
-  const std::vector<double> exact = layer_means(cell.attribution->exact);
-  const std::vector<double> sketch_only = layer_means(cell.attribution->sketch_only);
-  AttributionSummary summary;
-  for (std::size_t i = 0; i < recall.size(); ++i) {
-    summary.per_layer.push_back({gap[i], recall[i] + gap[i] - exact[i], exact[i] - sketch_only[i],
-                                 sketch_only[i] - recall[i]});
+/// Mean over the columns of a unit of a layer.
+double unit_layer_mean(const MetricArray& array, std::int64_t layer, std::int64_t unit) {
+  double sum = 0.0;
+  for (std::int64_t c = 0; c < array.columns; ++c) sum += array(layer, unit, c);
+  return sum / static_cast<double>(array.columns);
+}
+
+AttributionSummary::Parts loss_of(const CellRecord& cell, std::int64_t layer, std::int64_t head) {
+  const auto mean = [&](const MetricArray& array) { return unit_layer_mean(array, layer, head); };
+  const auto recall = [&](Variant variant) { return mean((*cell.attribution)[variant]); };
+  const double method = mean(cell.metric(Metric::kMassRecall));
+  const double gap = mean(cell.metric(Metric::kOracleGap));
+  const double pooled = recall(Variant::kPooledKeys);
+  const double exact = recall(Variant::kExact);
+  AttributionSummary::Parts parts;
+  const auto set = [&](LossPart part, double loss) {
+    parts.part[static_cast<std::size_t>(part)] = loss;
+  };
+  parts.total = gap;
+  set(LossPart::kSharing, recall(Variant::kBestPerHead) - (method + gap));
+  set(LossPart::kForced, method + gap - recall(Variant::kForced));
+  set(LossPart::kQueryPooling, recall(Variant::kForced) - recall(Variant::kTokenKeys));
+  set(LossPart::kKeyPooling, recall(Variant::kTokenKeys) - pooled);
+  double alone = 0.0;
+  for (const auto& [part, variant] : {std::pair{LossPart::kMask, Variant::kMask},
+                                      std::pair{LossPart::kTemperature, Variant::kTemperature},
+                                      std::pair{LossPart::kAggregation, Variant::kAggregation}}) {
+    const double loss = pooled - recall(variant);
+    set(part, loss);
+    alone += loss;
   }
-  const std::vector<std::int64_t> layers = sparse_layers(cell);
-  const auto count = static_cast<double>(layers.size());
-  for (std::int64_t layer : layers) {
-    const AttributionSummary::Parts& parts = summary.per_layer[static_cast<std::size_t>(layer)];
-    summary.mean.total += parts.total / count;
-    summary.mean.block_mean += parts.block_mean / count;
-    summary.mean.sketch += parts.sketch / count;
-    summary.mean.walk += parts.walk / count;
+  set(LossPart::kInteraction, pooled - exact - alone);
+  set(LossPart::kSketch, exact - recall(Variant::kSketchOnly));
+  set(LossPart::kWalk, recall(Variant::kSketchOnly) - method);
+  return parts;
+}
+
+/// Adds a share of `from` to `to`.
+void add_share(const AttributionSummary::Parts& from, double count,
+               AttributionSummary::Parts& to) {
+  to.total += from.total / count;
+  for (std::size_t p = 0; p < kNumLossParts; ++p) to.part[p] += from.part[p] / count;
+}
+
+AttributionSummary summarize_attribution(const CellRecord& cell) {
+  const std::vector<AttributionSummary::Parts> heads = loss_of_heads(cell);
+  const auto layers = cell.layers.size();
+  const std::size_t per_layer = heads.size() / layers;
+  AttributionSummary summary;
+  summary.per_layer.resize(layers);
+  for (std::size_t i = 0; i < heads.size(); ++i) {
+    add_share(heads[i], static_cast<double>(per_layer), summary.per_layer[i / per_layer]);
+  }
+  const std::vector<std::int64_t> sparse = sparse_layers(cell);
+  for (const std::int64_t layer : sparse) {
+    add_share(summary.per_layer[static_cast<std::size_t>(layer)],
+              static_cast<double>(sparse.size()), summary.mean);
   }
   return summary;
 }
@@ -220,6 +259,26 @@ Summary summarize(const CellRecord& first, const CellGroup& group,
 }
 
 }  // namespace
+
+const char* loss_part_name(LossPart part) {
+  static constexpr std::array<const char*, kNumLossParts> kNames = {
+      "sharing",     "forced",      "query_pooling", "key_pooling", "mask",
+      "temperature", "aggregation", "interaction",   "sketch",      "walk"};
+  return kNames[static_cast<std::size_t>(part)];
+}
+
+double AttributionSummary::Parts::block_mean() const {
+  return total - (*this)[LossPart::kSketch] - (*this)[LossPart::kWalk];
+}
+
+std::vector<AttributionSummary::Parts> loss_of_heads(const CellRecord& cell) {
+  std::vector<AttributionSummary::Parts> parts;
+  const std::int64_t heads = cell.heads();
+  for (std::int64_t i = 0; i < std::ssize(cell.layers) * heads; ++i) {
+    parts.push_back(loss_of(cell, i / heads, i % heads));
+  }
+  return parts;
+}
 
 const char* verdict_name(Verdict verdict) {
   static constexpr const char* kNames[] = {"better", "tied", "worse"};

@@ -43,17 +43,39 @@ struct LatencySummary {
   std::optional<double> speed_ratio;
 };
 
-/// Loss of mass recall against the best selection of the same size, and its parts, which sum to it.
+/// Where mass is lost on the way from the best selection to the method (Variant). All but the first
+/// are parts of the loss against the best selection of the same size and granularity.
+enum class LossPart {
+  kSharing,       ///< the best selection of each head minus the best one that all heads share
+  kForced,        ///< keeping sink and window whatever they hold
+  kQueryPooling,  ///< mean queries (decode: the window of queries)
+  kKeyPooling,    ///< mean keys
+  kMask,          ///< taken alone: the mask before the softmax, or none
+  kTemperature,   ///< taken alone: temperature and scale
+  kAggregation,   ///< taken alone: aggregation over heads
+  kInteraction,   ///< what the last three cost together, beyond their sum
+  kSketch,        ///< the transform
+  kWalk,          ///< negative: the walk wins mass back
+};
+inline constexpr std::size_t kNumLossParts = 10;
+/// "sharing", "forced", "query_pooling", ...
+const char* loss_part_name(LossPart part);
+
 struct AttributionSummary {
   struct Parts {
-    double total = 0.0;
-    double block_mean = 0.0;
-    double sketch = 0.0;
-    double walk = 0.0;
+    double total = 0.0;  ///< best selection of the same size - method; the parts but sharing
+    std::array<double, kNumLossParts> part{};
+
+    double operator[](LossPart p) const { return part[static_cast<std::size_t>(p)]; }
+    /// From forced to interaction: what block means lose against dense masses.
+    double block_mean() const;
   };
   Parts mean;                    ///< over the sparse layers
   std::vector<Parts> per_layer;  ///< all evaluated layers
 };
+
+/// Parts of each layer and head, means over the columns: [layers x heads], heads running faster.
+std::vector<AttributionSummary::Parts> loss_of_heads(const CellRecord& cell);
 
 enum class Verdict { kBetter, kTied, kWorse };
 /// "better", "tied" or "worse".

@@ -236,7 +236,7 @@ void Session::run(std::span<const std::int32_t> tokens, const LogitsObserver& lo
 void Session::run_chunk(std::span<const std::int32_t> tokens, const LogitsObserver& logits) {
   const auto count = static_cast<std::int64_t>(tokens.size());
   embed(tokens);
-  for (std::int64_t i = 0; i < model_.config().layers; ++i) {
+  for (std::int64_t i = 0; i < std::min(model_.config().layers, options_.layers); ++i) {
     const Model::Layer& layer = model_.layers_[static_cast<std::size_t>(i)];
     project_qkv(layer, i, count);
     attend(i, count);

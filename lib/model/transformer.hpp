@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -90,6 +91,9 @@ std::uint64_t kv_cache_bytes(const ModelConfig& config, DType compute, std::int6
 struct SessionOptions {
   std::int64_t capacity = 0;         ///< longest context in tokens, >= 1
   std::int64_t chunk_tokens = 1024;  ///< queries of one attention call in prefill, >= 1
+  /// Layers to run, all by default. With fewer the logits mean nothing, but what the observers see
+  /// of those layers is the same.
+  std::int64_t layers = std::numeric_limits<std::int64_t>::max();
   LayerObserver observer = {};       ///< may be empty
   ResidualObserver residual = {};    ///< may be empty
 };

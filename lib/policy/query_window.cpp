@@ -56,23 +56,25 @@ void QueryWindow::add_logit(Query& query, std::int64_t block, double logit) {
   query.total += value;
 }
 
-/// Takes the pool after the finished ones, whose keys are complete, into the queries' sums.
-void QueryWindow::finish_pool() {
-  const std::int64_t pool = finished_++;
+/// Takes the pools up to `end`, whose keys are complete, into the queries' sums.
+void QueryWindow::finish_pools(std::int64_t end) {
   const std::int64_t dim = sketch_.dim();
   const std::int64_t group = std::ssize(queries_) / keys_.heads();
   parallel_for(keys_.heads(), [&](std::int64_t g, int) {
-    const std::vector<double> y = key_sketch(g, pool);
     std::vector<double>& stored = finished_keys_[g];
-    if (pool % kLanes == 0) stored.resize(stored.size() + static_cast<std::size_t>(dim * kLanes));
-    double* lane = stored.data() + pool / kLanes * dim * kLanes + pool % kLanes;
-    for (std::int64_t i = 0; i < dim; ++i) lane[i * kLanes] = y[i];
-    for (std::int64_t h = g * group; h < (g + 1) * group; ++h) {
-      for (Query& query : queries_[h]) {
-        add_logit(query, pool / pools_per_block_, logit(query, y.data()));
+    stored.resize(static_cast<std::size_t>((end + kLanes - 1) / kLanes * kLanes * dim));
+    for (std::int64_t pool = finished_; pool < end; ++pool) {
+      const std::vector<double> y = key_sketch(g, pool);
+      double* lane = stored.data() + pool / kLanes * dim * kLanes + pool % kLanes;
+      for (std::int64_t i = 0; i < dim; ++i) lane[i * kLanes] = y[i];
+      for (std::int64_t h = g * group; h < (g + 1) * group; ++h) {
+        for (Query& query : queries_[h]) {
+          add_logit(query, pool / pools_per_block_, logit(query, y.data()));
+        }
       }
     }
   });
+  finished_ = end;
 }
 
 /// Fills a new query's sums from the finished pools.
@@ -102,7 +104,7 @@ void QueryWindow::score_finished(std::int64_t kv_head, Query& query) const {
 
 void QueryWindow::add_keys(const HeadsView& k) {
   keys_.append(k);
-  while (finished_ + 1 < keys_.count()) finish_pool();
+  if (finished_ + 1 < keys_.count()) finish_pools(keys_.count() - 1);
 }
 
 void QueryWindow::add_queries(const HeadsView& q) {

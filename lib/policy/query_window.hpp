@@ -42,7 +42,7 @@ class QueryWindow {
   };
 
   double logit(const Query& query, const double* key) const;
-  void finish_pool();
+  void finish_pools(std::int64_t end);
   void score_finished(std::int64_t kv_head, Query& query) const;
   static void add_logit(Query& query, std::int64_t block, double logit);
   std::vector<double> key_sketch(std::int64_t kv_head, std::int64_t pool) const;

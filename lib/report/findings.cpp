@@ -210,15 +210,31 @@ class TraceFindings {
       list.push_back(text + ".");
     }
     if (const auto total = value(row, "attribution.mean.total"); total && *total > 0) {
-      const auto part = [&](const char* path, const std::string& noun) {
-        const double loss = value(row, path).value_or(0);
+      const auto cost = [](double loss, const std::string& noun) {
         if (std::abs(loss) < 5e-5) return noun + " costs nothing";
         return noun + (loss > 0 ? " costs " : " gives back ") + fixed(100 * std::abs(loss), 2);
       };
+      std::string parts;
+      const auto add = [&](const char* name, const std::string& noun) {
+        const double loss = value(row, ("attribution.mean." + std::string(name)).c_str()).value_or(0);
+        parts += (parts.empty() ? "" : ", ") + cost(loss, noun);
+      };
+      if (value(row, "attribution.mean.key_pooling")) {
+        add("forced", "keeping sink and window in any case");
+        add("query_pooling", "averaging queries");
+        add("key_pooling", "averaging keys");
+        const double softmax = value(row, "attribution.mean.mask").value_or(0) +
+                               value(row, "attribution.mean.temperature").value_or(0) +
+                               value(row, "attribution.mean.aggregation").value_or(0) +
+                               value(row, "attribution.mean.interaction").value_or(0);
+        parts += ", " + cost(softmax, "the form of the softmax");
+      } else {
+        add("block_mean", "averaging over blocks");
+      }
+      add("sketch", "the sketch");
+      add("walk", "the walk");
       list.push_back("Of the " + fixed(100 * *total, 2) + " points lost to that best selection, " +
-                     part("attribution.mean.block_mean", "averaging over blocks") + ", " +
-                     part("attribution.mean.sketch", "the sketch") + ", " +
-                     part("attribution.mean.walk", "the walk") + ".");
+                     parts + ".");
     }
     const auto total = value(row, "latency.total.median");
     const auto dense = value(row, "latency.dense_attention.median");

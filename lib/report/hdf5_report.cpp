@@ -105,8 +105,11 @@ class CellWriter {
     write_metric(id, "answer_recall", cell.answer_recall);
     if (cell.attribution) {
       const hdf5::Group parts = make_group(id, "attribution");
-      write_metric(parts.get(), "exact", cell.attribution->exact);
-      write_metric(parts.get(), "sketch_only", cell.attribution->sketch_only);
+      for (std::size_t v = 0; v < kNumVariants; ++v) {
+        write_metric(parts.get(), variant_name(static_cast<Variant>(v)),
+                     cell.attribution->recall[v]);
+      }
+      write_losses(parts.get(), cell);
     }
     write_times(id, cell);
     if (cell.saved.empty()) return;
@@ -118,6 +121,22 @@ class CellWriter {
   }
 
  private:
+  static void write_losses(hid_t group, const CellRecord& cell) {
+    MetricArray losses(std::ssize(cell.layers), cell.heads(),
+                       static_cast<std::int64_t>(kNumLossParts), 0.0f);
+    const std::vector<AttributionSummary::Parts> parts = loss_of_heads(cell);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      std::copy(parts[i].part.begin(), parts[i].part.end(),
+                losses.values.begin() + static_cast<std::ptrdiff_t>(i * kNumLossParts));
+    }
+    write_metric(group, "loss", losses);
+    std::string names;
+    for (std::size_t p = 0; p < kNumLossParts; ++p) {
+      names += (p > 0 ? "," : "") + std::string(loss_part_name(static_cast<LossPart>(p)));
+    }
+    hdf5::write_attribute(group, "loss_parts", names);
+  }
+
   static void write_times(hid_t group, const CellRecord& cell) {
     if (cell.times.empty()) return;
     std::vector<double> seconds;

@@ -18,7 +18,9 @@ namespace sw {
 ///   mass_recall, oracle_gap, output_error, cosine, density [L, head, query block or step] float32
 ///   oracle_gap_set, topk_recall [L, row set, query block or step] float32
 ///   answer_recall [L, 1, 1 or step] float32
-///   attribution/exact, attribution/sketch_only [L, head, query block or step] float32
+///   attribution/VARIANT [L, head, query block or step] float32: mass recall of each Variant
+///   attribution/loss [L, head, part] float32: its parts, means over columns; their names are the
+///   attribute loss_parts of attribution
 ///   seconds [samples, 5] float64 (attribute stages names the columns; NaN where not run),
 ///   seconds_layer, seconds_step [samples] int64 (step -1 in prefill)
 ///   selection/<LL> for each sparse layer, when saved: row_ptr int64, block int32 (CSR over row

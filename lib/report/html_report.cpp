@@ -223,17 +223,35 @@ class PageData {
     json["gap"] = rounded_list(cell, "metrics.oracle_gap.per_layer");
     json["error"] = rounded_list(cell, "metrics.output_error.per_layer");
     json["stages"] = stages(cell, "latency.stages", ".median");
-    if (report_.find(*cell.json, "attribution")) {
-      Json parts = Json::array();
-      for (const char* part : {"block_mean", "sketch", "walk", "total"}) {
-        parts.push_back(
-            rounded(report_.number(*cell.json, std::string("attribution.mean.") + part)));
-      }
-      json["loss"] = parts;
-    }
+    add_loss(cell, json);
     if (!arrays_) return;
     add_heat_map(cell, layers.size(), json);
     add_selections(cell, json);
+  }
+
+  /// Parts of the loss of mass: the finest that the report has.
+  void add_loss(const ReportCell& cell, Json& json) {
+    const nlohmann::json* mean = report_.find(*cell.json, "attribution.mean");
+    if (!mean) return;
+    std::vector<std::string> names = {"block_mean", "sketch", "walk"};
+    if (report_.number(*mean, "forced")) {
+      names = {"forced",      "query_pooling", "key_pooling", "mask", "temperature",
+               "aggregation", "interaction",   "sketch",      "walk"};
+    }
+    const auto parts_of = [&](const nlohmann::json& from) {
+      Json parts = Json::array();
+      for (const std::string& name : names) parts.push_back(rounded(report_.number(from, name)));
+      return parts;
+    };
+    Json layers = Json::array();
+    const nlohmann::json* per_layer = report_.find(*cell.json, "attribution.per_layer");
+    if (per_layer && per_layer->is_array()) {
+      for (const nlohmann::json& layer : *per_layer) layers.push_back(parts_of(layer));
+    }
+    json["loss"] = {{"parts", parts_of(*mean)},
+                    {"layers", layers},
+                    {"total", rounded(report_.number(*mean, "total"))},
+                    {"sharing", rounded(report_.number(*mean, "sharing"))}};
   }
 
   /// Mass recall of each layer and head.

@@ -91,18 +91,25 @@ Json metrics_json(const Summary& summary) {
 }
 
 Json to_json(const AttributionSummary::Parts& parts) {
-  return {{"total", parts.total},
-          {"block_mean", parts.block_mean},
-          {"sketch", parts.sketch},
-          {"walk", parts.walk}};
+  Json json = {{"total", parts.total}, {"block_mean", parts.block_mean()}};
+  for (std::size_t p = 0; p < kNumLossParts; ++p) {
+    json[loss_part_name(static_cast<LossPart>(p))] = parts.part[p];
+  }
+  return json;
 }
 
 Json attribution_json(const Summary& summary, const CellRecord& cell) {
   if (!summary.attribution) return nullptr;
   Json per_layer = Json::array();
   for (const auto& parts : summary.attribution->per_layer) per_layer.push_back(to_json(parts));
-  return {{"exact_spec", cell.attribution->exact_spec},
-          {"sketch_only_spec", cell.attribution->sketch_spec},
+  Json specs;
+  for (std::size_t v = 0; v < kNumVariants; ++v) {
+    const std::string& spec = cell.attribution->specs[v];
+    if (!spec.empty()) specs[variant_name(static_cast<Variant>(v))] = spec;
+  }
+  return {{"exact_spec", cell.attribution->spec(Variant::kExact)},
+          {"sketch_only_spec", cell.attribution->spec(Variant::kSketchOnly)},
+          {"specs", specs},
           {"mean", to_json(summary.attribution->mean)},
           {"per_layer", per_layer}};
 }

@@ -72,15 +72,22 @@ std::string main_table(const std::vector<Summary>& rows, bool timed, bool answer
 }
 
 std::string attribution_table(const std::vector<Summary>& rows) {
-  Columns columns(
-      {"mass lost to the best selection", "density", "total", "block means", "sketch", "walk"});
+  std::vector<std::string> titles = {"mass lost to the best selection", "density", "total"};
+  for (std::size_t p = 1; p <= kNumLossParts; ++p) {
+    std::string title = loss_part_name(static_cast<LossPart>(p % kNumLossParts));
+    std::replace(title.begin(), title.end(), '_', ' ');
+    titles.push_back(p < kNumLossParts ? title : "beside: " + title);
+  }
+  Columns columns(titles);
   bool any = false;
   for (const Summary& row : rows) {
     if (!row.attribution) continue;
     any = true;
     const auto& parts = row.attribution->mean;
-    columns.add({row.method, density_text(row.density), fixed(parts.total, 4),
-                 with_sign(parts.block_mean), with_sign(parts.sketch), with_sign(parts.walk)});
+    std::vector<std::string> line = {row.method, density_text(row.density), fixed(parts.total, 4)};
+    for (std::size_t p = 1; p < kNumLossParts; ++p) line.push_back(with_sign(parts.part[p]));
+    line.push_back(with_sign(parts[LossPart::kSharing]));
+    columns.add(std::move(line));
   }
   return any ? "\n" + columns.text() : "";
 }

@@ -271,6 +271,21 @@ void selection(benchmark::State& state, const Shape& shape, const std::string& i
   report(state, watch, "bytes/s", bytes, "of_read", plain_read());
 }
 
+/// Every method that scores a prefill by itself, and the presets of sketchwalk.
+std::vector<std::string> selecting_methods() {
+  std::vector<std::string> specs = {"sketchwalk:preset=preprint", "sketchwalk:preset=tuned"};
+  for (const MethodInfo& method : list_methods()) {
+    const auto policy = make_policy(method.name, 0);
+    const Budget budget = policy->budget();
+    if (policy->needs_mass() || budget.kind == Budget::Kind::kAll ||
+        budget.dense_phase == Phase::kPrefill) {
+      continue;
+    }
+    specs.push_back(method.name);
+  }
+  return specs;
+}
+
 /// Three steps of the damped walk, or one of the product walk, over b x b matrices in fp64.
 void walk(benchmark::State& state, const std::string& isa, std::int64_t b, bool damped) {
   SplitMix64 rng(1);
@@ -328,11 +343,11 @@ const bool registered = [] {
       const Shape& shape = prefill_shapes[0];
       add("block_masses" + tail + shape.name(),
           [=](benchmark::State& state) { block_masses(state, shape, isa, dtype); });
-      for (const std::string spec :
-           {"sketchwalk", "sketchwalk:preset=preprint",
-            "sketchwalk:hadamard=unbiased,temperature=1,causal_sketch=true,key_pool=1,walk=none"}) {
-        add("selection" + tail + shape.name() + "/" + spec,
-            [=](benchmark::State& state) { selection(state, shape, isa, dtype, spec); });
+      for (const Shape& selected : {prefill_shapes[0], prefill_shapes[2]}) {
+        for (const std::string& spec : selecting_methods()) {
+          add("selection" + tail + selected.name() + "/" + spec,
+              [=](benchmark::State& state) { selection(state, selected, isa, dtype, spec); });
+        }
       }
     }
     for (const std::int64_t b : {128, 512, 2048}) {

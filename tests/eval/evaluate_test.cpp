@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/error.hpp"
+#include "eval/summary.hpp"
 #include "kernels/cpu/backend.hpp"
 #include "kernels/reference/backend.hpp"
 #include "metric/mass_recall.hpp"
@@ -198,20 +200,82 @@ TEST_F(Evaluate, OracleBoundsEveryMethod) {
   }
 }
 
+const std::vector<std::string> kAttributed = {
+    "sketchwalk", "sketchwalk:preset=preprint,sketch_dim=4",
+    "sketchwalk:key_pool=1,causal_sketch=true,temperature=8,walk=none",
+    "sketchwalk:budget=release,key_pool=4"};
+
 TEST_F(Evaluate, AttributionVariantsAreTheMethodsTheyName) {
-  for (const std::string spec : {"sketchwalk", "sketchwalk:preset=preprint,sketch_dim=4"}) {
+  for (const std::string& spec : kAttributed) {
     const auto cells = run({spec});
     for (const CellRecord& cell : cells) {
       ASSERT_TRUE(cell.attribution.has_value());
       const std::size_t phase = cell.phase == Phase::kPrefill ? 0 : 1;
-      EXPECT_EQ(run({cell.attribution->exact_spec})[phase].metric(Metric::kMassRecall).values,
-                cell.attribution->exact.values);
-      EXPECT_EQ(run({cell.attribution->sketch_spec})[phase].metric(Metric::kMassRecall).values,
-                cell.attribution->sketch_only.values);
+      for (std::size_t v = 0; v < kNumVariants; ++v) {
+        if (cell.attribution->specs[v].empty()) continue;
+        SCOPED_TRACE(cell.attribution->specs[v]);
+        EXPECT_EQ(run({cell.attribution->specs[v]})[phase].metric(Metric::kMassRecall).values,
+                  cell.attribution->recall[v].values);
+      }
     }
   }
   options_.attribution = false;
   EXPECT_FALSE(run({"sketchwalk"}).front().attribution.has_value());
+}
+
+TEST_F(Evaluate, AttributionStartsAtTheOracles) {
+  const auto oracles = run({"oracle:granularity=head", "oracle:forced=true", "oracle"});
+  const auto cells = run({"sketchwalk"});
+  for (std::size_t phase = 0; phase < 2; ++phase) {
+    const AttributionRecord& record = *cells[phase].attribution;
+    EXPECT_EQ(record[Variant::kBestPerHead].values,
+              oracles[phase].metric(Metric::kMassRecall).values);
+    EXPECT_EQ(record[Variant::kForced].values,
+              oracles[2 + phase].metric(Metric::kMassRecall).values);
+  }
+}
+
+TEST_F(Evaluate, AttributionSumsToTheLossOfEveryLayerAndHead) {
+  options_.densities = {0.1, 0.3};
+  for (const CellRecord& cell : run(kAttributed)) {
+    SCOPED_TRACE(cell.method);
+    const auto layers = summarize_cells({&cell, 1}).front().attribution->per_layer;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const auto& parts = layers[i].part;
+      double gap = 0.0;
+      for (std::int64_t c = 0; c < cell.columns(); ++c) {
+        gap += cell.metric(Metric::kOracleGap).unit_mean(static_cast<std::int64_t>(i), c);
+      }
+      EXPECT_NEAR(std::accumulate(parts.begin() + 1, parts.end(), 0.0),
+                  gap / static_cast<double>(cell.columns()), 1e-6);
+      if (!cell.layers[i].sparse) {
+        for (const double part : parts) EXPECT_EQ(part, 0.0);
+      }
+    }
+    for (const auto& parts : loss_of_heads(cell)) {
+      EXPECT_NEAR(std::accumulate(parts.part.begin() + 1, parts.part.end(), 0.0), parts.total,
+                  1e-6);
+    }
+  }
+}
+
+TEST_F(Evaluate, APartThatAMethodDoesNotHaveCostsNothing) {
+  // Token keys at the scale of attention, causal, per head, without transform and walk.
+  const auto cells = run({"sketchwalk:key_pool=1,causal_sketch=true,hadamard=unbiased,"
+                          "temperature=1,sketch=exact,walk=none"});
+  for (const CellRecord& cell : cells) {
+    const auto parts = summarize_cells({&cell, 1}).front().attribution->mean;
+    for (std::size_t p = 0; p < kNumLossParts; ++p) {
+      const auto part = static_cast<LossPart>(p);
+      if (part == LossPart::kSharing || part == LossPart::kForced ||
+          part == LossPart::kQueryPooling) {
+        continue;
+      }
+      EXPECT_EQ(parts[part], 0.0) << loss_part_name(part);
+    }
+    EXPECT_GE(parts[LossPart::kSharing], 0.0);
+    EXPECT_GE(parts[LossPart::kForced], 0.0);
+  }
 }
 
 TEST_F(Evaluate, WithoutOutputErrorTheRecallIsTheSame) {

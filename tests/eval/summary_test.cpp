@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 namespace sw {
 namespace {
 
@@ -91,15 +93,27 @@ TEST(Summary, LatencyComparesTheSameLayers) {
 TEST(Summary, AttributionSumsToTheLoss) {
   std::vector<CellRecord> cells = {cell_of("sketchwalk", 0.3, 0.5f, 0.7f)};
   CellRecord& cell = cells.front();
-  for (std::int64_t c = 0; c < 2; ++c) cell.metric(Metric::kOracleGap)(1, 0, c) = 0.2f;
-  cell.attribution =
-      AttributionRecord{"a", "b", MetricArray(2, 1, 2, 0.75f), MetricArray(2, 1, 2, 0.65f)};
+  for (std::int64_t c = 0; c < 2; ++c) cell.metric(Metric::kOracleGap)(1, 0, c) = 0.25f;
+  AttributionRecord& record = cell.attribution.emplace();
+  const std::array<float, kNumVariants> recalls = {0.9f,  0.84f, 0.82f, 0.72f, 0.71f,
+                                                   0.75f, 0.7f,  0.68f, 0.67f};
+  for (std::size_t v = 0; v < kNumVariants; ++v) record.recall[v] = MetricArray(2, 1, 2, recalls[v]);
   const auto parts = summarize_cells(cells).front().attribution->mean;
-  EXPECT_NEAR(parts.total, 0.2, 1e-6);
-  EXPECT_NEAR(parts.block_mean, 0.05, 1e-6);
-  EXPECT_NEAR(parts.sketch, 0.1, 1e-6);
-  EXPECT_NEAR(parts.walk, 0.05, 1e-6);
-  EXPECT_NEAR(parts.block_mean + parts.sketch + parts.walk, parts.total, 1e-12);
+  EXPECT_NEAR(parts.total, 0.25, 1e-6);  // the best shared selection keeps 0.85, the method 0.6
+  EXPECT_NEAR(parts[LossPart::kSharing], 0.05, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kForced], 0.01, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kQueryPooling], 0.02, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kKeyPooling], 0.1, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kMask], 0.01, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kTemperature], -0.03, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kAggregation], 0.02, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kInteraction], 0.04, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kSketch], 0.01, 1e-6);
+  EXPECT_NEAR(parts[LossPart::kWalk], 0.07, 1e-6);
+  EXPECT_NEAR(parts.block_mean(), 0.17, 1e-6);
+  const double sum = std::accumulate(parts.part.begin() + 1, parts.part.end(), 0.0);
+  EXPECT_NEAR(sum, parts.total, 1e-12);
+  EXPECT_EQ(loss_of_heads(cell).size(), 2u);
 }
 
 TEST(Summary, FailedCellsHaveNoValues) {

@@ -32,11 +32,16 @@ RELEASE = dict(
     temperature=100.0, causal_sketch=False, partial_mean=False, aggregation="per_head",
     sharpness=1.0, normalize_walk=True, walk="damped", damping=0.25, degree=3,
     budget="matched", tau=0, window_frac=0.05, sink_frac=0.025, kfrac=0.125,
-    release_sink_bug=True, query_window=32, query_pool=0, key_pool=0)
+    release_sink_bug=True, query_window=32, query_pool=0, key_pool=0, forced="sink_window",
+    query_stride=1)
 PREPRINT = dict(
     RELEASE, hadamard="unbiased", temperature=1.0, aggregation="head_mean", sharpness=8.0,
     normalize_walk=False, walk="product")
-PRESETS = {"release": RELEASE, "preprint": PREPRINT}
+TUNED = dict(
+    RELEASE, sketch="exact", hadamard="unbiased", temperature=1.2, causal_sketch=True,
+    partial_mean=True, key_pool=1, walk="none", forced="sink_block", query_window=16,
+    query_stride=64)
+PRESETS = {"release": RELEASE, "preprint": PREPRINT, "tuned": TUNED}
 
 
 def resolve(options):
@@ -272,7 +277,10 @@ def select_row(scores, i, b, n, opt, density, decode=False):
     c, B = i + 1, opt["block"]
     assert not np.isnan(scores[:c]).any()
     if opt["budget"] == "matched":
-        return fill_row(scores, c, *matched_counts(density, c))
+        m, window, sink = matched_counts(density, c)
+        if opt["forced"] != "sink_window":
+            window, sink = 1, int(opt["forced"] == "sink_block" and m >= 2)
+        return fill_row(scores, c, m, window, sink)
     if opt["budget"] == "fixed":
         tau = opt["tau"] or max(1, math.floor(density * b + 0.5))
         m = min(tau, c)
@@ -453,7 +461,8 @@ class ReleaseDecode:
         opt, n = self.opt, q_all.shape[1]
         B = opt["block"]
         c, step = (n - 1) // B, (n - 1) % B
-        self.window = np.concatenate([self.window, q_all[:, -1:]], axis=1)[:, -opt["query_window"]:]
+        if (n - 1) % opt["query_stride"] == 0:
+            self.window = np.concatenate([self.window, q_all[:, -1:]], axis=1)[:, -opt["query_window"]:]
         k_pool = opt["key_pool"] or B
         kbar = pool(k_all, k_pool, opt["partial_mean"])
         k_block = np.arange(kbar.shape[1]) * k_pool // B
@@ -593,6 +602,10 @@ def pre(**options):
     return dict(preset="preprint", **options)
 
 
+def tuned(**options):
+    return dict(preset="tuned", **options)
+
+
 # name, (H, Hkv, d, n, B), first layer, layers, density, options, input scales where not 1
 PREFILL = [
     ("release_default", (6, 2, 64, 256, 16), 2, 3, 0.2, rel()),
@@ -671,6 +684,16 @@ PREFILL = [
     ("release_block64_key_pool16", (2, 1, 64, 700, 64), 2, 1, 0.35, rel(key_pool=16)),
     ("release_ties", (2, 1, 64, 128, 8), 2, 1, 0.3, rel(walk="none"), 0.0, 0.0),
     ("preprint_ties", (2, 1, 64, 128, 8), 2, 1, 0.3, pre(walk="none"), 0.0, 0.0),
+    ("tuned_default", (6, 2, 64, 256, 16), 2, 2, 0.2, tuned()),
+    ("tuned_ragged", (3, 1, 64, 203, 16), 2, 2, 0.35, tuned()),
+    ("tuned_block64", (4, 2, 128, 830, 64), 2, 1, 0.2, tuned()),
+    ("tuned_one_block", (2, 1, 64, 13, 16), 2, 1, 0.2, tuned()),
+    ("tuned_density005", (2, 1, 64, 320, 8), 2, 1, 0.05, tuned()),
+    ("tuned_walk_damped", (3, 1, 64, 192, 16), 2, 2, 0.35, tuned(walk="damped")),
+    ("tuned_query_pool4", (3, 1, 64, 192, 16), 2, 1, 0.35, tuned(query_pool=4)),
+    ("tuned_sink_window", (3, 1, 64, 192, 16), 2, 1, 0.35, tuned(forced="sink_window")),
+    ("release_forced_diagonal", (3, 1, 64, 192, 16), 2, 1, 0.35, rel(forced="diagonal")),
+    ("release_forced_sink_block", (3, 1, 64, 192, 16), 2, 1, 0.35, rel(forced="sink_block")),
 ]
 
 # as above, with the prefill length as n, then the number of decode steps
@@ -696,6 +719,10 @@ DECODE = [
     ("preprint_walk_none", (3, 1, 64, 125, 16), 2, 2, 0.3, pre(walk="none"), 5),
     ("preprint_fixed_tau4", (3, 1, 64, 125, 16), 2, 2, 0.3, pre(budget="fixed", tau=4), 5),
     ("preprint_budget_release", (3, 1, 64, 238, 8), 2, 2, 0.3, pre(budget="release"), 5),
+    ("release_stride3", (3, 1, 64, 125, 16), 2, 1, 0.3, rel(query_stride=3), 6),
+    ("tuned_default", (3, 1, 64, 125, 16), 2, 2, 0.3, tuned(), 6),
+    ("tuned_stride4_window3", (6, 2, 64, 93, 8), 2, 1, 0.3, tuned(query_stride=4, query_window=3), 12),
+    ("tuned_walk_damped", (3, 1, 64, 125, 16), 2, 1, 0.3, tuned(walk="damped", query_stride=2), 5),
 ]
 
 
@@ -730,8 +757,8 @@ def run_decode(case):
         score, _, A = prefill_layer(q, k, layer, state, opt, case["density"], case["seed"])
         state = state if score is None else score
         if score is not None:
-            caches[layer] = (ReleaseDecode(q, A, layer, case["seed"], opt) if opt["preset"] == "release"
-                             else PreprintDecode(q, k, layer, case["seed"], opt))
+            caches[layer] = (PreprintDecode(q, k, layer, case["seed"], opt) if opt["preset"] == "preprint"
+                             else ReleaseDecode(q, A, layer, case["seed"], opt))
     expected = []
     for n in range(n0 + 1, n0 + steps + 1):
         c = (n - 1) // B
@@ -740,7 +767,7 @@ def run_decode(case):
             q, k = inputs[layer][0][:, :n], inputs[layer][1][:, :n]
             score, a_row, token_sink, row = None, None, 0, dense_row(c)
             if layer in caches:
-                if opt["preset"] == "release":
+                if opt["preset"] != "preprint":
                     score = caches[layer].step(q, k)
                     a_row = caches[layer].A[c].tolist()
                 else:
@@ -998,6 +1025,18 @@ def check_identities():
         longer = dict(case, shape=dict(case["shape"], tokens=129))
         for a, c in zip(step, run_prefill(longer)["expected"]):
             assert close(a["score"], c["score"][-1]) and a["kept"] == c["rows"][-1]
+
+    # preset=tuned: every option named gives the same; with keys of the first block alone equal
+    # scores, the row of the last query is its softmax over keys, summed in blocks.
+    base = make_case("check", (3, 1, 64, 150, 16), 2, 2, 0.2, tuned(), 905)
+    named = dict(base, options=dict(TUNED, preset="release", block=16))
+    assert run_prefill(base)["expected"] == run_prefill(named)["expected"]
+    q, k, _ = case_input(dict(base, options=tuned(block=16)), 2, 144)
+    opt = resolve(tuned(block=16, query_pool=1, temperature=1.0))
+    A = transition(q, k, 2, 0, opt)
+    causal = np.arange(144)[None, :] // 16 <= np.arange(144)[:, None] // 16
+    M = sum(block_masses(attention(q[h], k[0], k[0], causal)[0], 16) for h in range(3)) / 3
+    assert close(A, M)
 
     # damping 0 == degree 0 == sketch-only.
     base = make_case("check", (3, 1, 64, 150, 16), 2, 2, 0.2, rel(), 904)

@@ -333,6 +333,40 @@ TEST_P(CpuPathTest, TransitionAgreesWithTheReference) {
   }
 }
 
+/// Keys as they are: with bf16 the mean queries are rounded to bf16 too, so each logit is off by at
+/// most 2^-9 of the sum of its absolute products, and each probability by twice that, relatively.
+TEST_P(CpuPathTest, TransitionOverEveryKeyAgreesWithTheReference) {
+  SplitMix64 rng(48);
+  for (int i = 0; i < 12; ++i) {
+    const DType dtype = kTypes[i % 3];
+    const std::int64_t heads = 2 * (1 + static_cast<std::int64_t>(rng.below(4)));
+    const std::int64_t tokens = 1 + static_cast<std::int64_t>(rng.below(700));
+    const HeadsTensor q = random_tensor(rng, dtype, heads, tokens, 64, 1.0);
+    const HeadsTensor k = random_tensor(rng, dtype, 2, tokens, 64, 1.0);
+    const AttentionProblem problem{q.view(), k.view(), k.view(), i};
+    SketchParams params;
+    params.exact = true;
+    params.block = 16;
+    params.unbiased = true;
+    params.temperature = 1.2;
+    params.causal = i % 2 == 0;
+    params.partial_mean = true;
+    params.query_pool = i % 4 == 3 ? 4 : 0;
+    params.key_pool = 1;
+    SCOPED_TRACE("case " + std::to_string(i));
+    const Matrix want = reference_->transition(problem, params, nullptr);
+    const Matrix got = backend_->transition(problem, params, nullptr);
+    const bool bf16 = std::string(GetParam()) == "avx512_bf16" && dtype == DType::kBf16;
+    // Elements lie in [-1, 1] and mean queries in as little: at most 64 / 8 / 1.2 a logit.
+    const double tolerance = bf16 ? 2 * 64.0 / 8.0 / 1.2 * 0x1p-9 : 1e-4;
+    for (std::int64_t r = 0; r < want.rows(); ++r) {
+      for (std::int64_t c = 0; c < want.cols(); ++c) {
+        ASSERT_NEAR(got(r, c), want(r, c), tolerance * std::fabs(want(r, c)) + 1e-30);
+      }
+    }
+  }
+}
+
 TEST_P(CpuPathTest, WalksAgreeWithTheirDefinition) {
   SplitMix64 rng(47);
   for (const std::int64_t b : {1, 5, 31, 64, 97, 300}) {

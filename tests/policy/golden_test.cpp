@@ -86,8 +86,8 @@ class GoldenTest : public ::testing::TestWithParam<BackendCase> {
   std::unique_ptr<Backend> backend_ = GetParam().make();
 
   double tolerance(const json& options) const {
-    return options.contains("key_pool") ? GetParam().pooled_score_tolerance
-                                        : GetParam().score_tolerance;
+    const bool fine_keys = options.contains("key_pool") || options.at("preset") == "tuned";
+    return fine_keys ? GetParam().pooled_score_tolerance : GetParam().score_tolerance;
   }
 };
 

@@ -3,7 +3,9 @@
 
 #include <cmath>
 
+#include "attention/sketch.hpp"
 #include "core/rng.hpp"
+#include "core/text.hpp"
 #include "kernels/cpu/backend.hpp"
 #include "kernels/reference/backend.hpp"
 #include "policy/list.hpp"
@@ -88,7 +90,8 @@ TEST_F(IdentityTest, NoDampingAndNoDegreeAreSketchOnly) {
 TEST_F(IdentityTest, DensityOneAndOneBlockAreDense) {
   for (int trial = 0; trial < 12; ++trial) {
     const RandomProblem p(rng_);
-    for (const char* spec : {"sketchwalk", "sketchwalk:preset=preprint", "sink_window", "random"}) {
+    for (const char* spec : {"sketchwalk", "sketchwalk:preset=preprint", "sketchwalk:preset=tuned",
+                             "sink_window", "random"}) {
       const auto policy = make_policy(spec, 7);
       for (const bool one_block : {false, true}) {
         const std::int64_t tokens = one_block ? std::min(p.block, p.q.tokens()) : p.q.tokens();
@@ -117,7 +120,7 @@ TEST_F(IdentityTest, RowsOfTheTransitionMatrixSumToOne) {
     for (const char* spec :
          {"sketchwalk:walk=none", "sketchwalk", "sketchwalk:causal_sketch=true,walk=none",
           "sketchwalk:key_pool=4,walk=none", "sketchwalk:preset=preprint,normalize_walk=true",
-          "sketchwalk:preset=preprint"}) {
+          "sketchwalk:preset=preprint", "sketchwalk:preset=tuned"}) {
       const Matrix s = score(spec, p.all(), p.block, *cpu_);
       for (std::int64_t i = 0; i < s.rows(); ++i) {
         double total = 0.0;
@@ -154,6 +157,52 @@ TEST_F(IdentityTest, DecodeStepEqualsPrefillOfOneTokenMore) {
       EXPECT_NEAR(row(0, j), all(all.rows() - 1, j), 1e-12);
     }
     ++compared;
+  }
+}
+
+// With queries and keys of one token each, at the scale of attention, the scores of a row with one
+// query are its head's dense block masses.
+TEST_F(IdentityTest, TunedWithoutPoolingScoresByDenseMass) {
+  for (const std::int64_t dim : {64, 80}) {
+    constexpr std::int64_t kTokens = 5 * 16 + 1;
+    const HeadsTensor q = testing::golden_tensor(3, 2, 0, 1, kTokens, dim, 1.0, 1.0);
+    const HeadsTensor k = testing::golden_tensor(3, 2, 1, 1, kTokens, dim, 1.0, 1.0);
+    const AttentionProblem problem{q.view(), k.view(), k.view(), 2};
+    AttentionOutput dense;
+    BlockMass mass;
+    reference_->attend_dense(problem, problem.geometry(16), dense, mass);
+    const double natural =
+        std::sqrt(static_cast<double>(dim) / static_cast<double>(next_power_of_two(dim)));
+    const std::string spec =
+        "sketchwalk:preset=tuned,query_pool=1,temperature=" + format_double(natural);
+    const Matrix scores = score(spec, problem, 16, *reference_);
+    const auto want = mass.row(0, 5);
+    for (std::int64_t j = 0; j <= 5; ++j) {
+      EXPECT_NEAR(scores(5, j), want[static_cast<std::size_t>(j)], 1e-6);
+    }
+  }
+}
+
+// A token appended in decode, with every query joining a window of one, equals the prefill that
+// ends with it.
+TEST_F(IdentityTest, TunedDecodeStepEqualsPrefillOfOneTokenMore) {
+  const auto policy = make_policy("sketchwalk:preset=tuned,query_window=1,query_stride=1", 7);
+  const RandomProblem p(rng_);
+  const std::int64_t n = (p.q.tokens() - 1) / p.block * p.block + 1;
+  ASSERT_GT(n, 1);
+  const AttentionProblem before = p.prefill(n - 1);
+  const AttentionProblem whole = p.prefill(n);
+  AttentionProblem step = whole;
+  step.q = step.q.tokens_slice(n - 1, n);
+  WalkState walk;
+  DecodeCache cache;
+  policy->score_prefill({before, *reference_, before.geometry(p.block)}, walk, &cache);
+  const Matrix row =
+      policy->score_decode({step, *reference_, step.geometry(p.block)}, walk, cache).values;
+  const Matrix all =
+      policy->score_prefill({whole, *reference_, whole.geometry(p.block)}, walk, nullptr).values;
+  for (std::int64_t j = 0; j < row.cols(); ++j) {
+    EXPECT_NEAR(row(0, j), all(all.rows() - 1, j), 1e-12);
   }
 }
 

@@ -25,6 +25,8 @@ TEST(MethodSpec, CanonicalFormNamesWhatDiffersFromThePreset) {
   EXPECT_EQ(make_policy("sketchwalk:temperature=100", 0)->spec(), "sketchwalk:preset=release");
   EXPECT_EQ(make_policy("sketchwalk:sketch_dim=64,preset=preprint,sharpness=4", 0)->spec(),
             "sketchwalk:preset=preprint,sketch_dim=64,sharpness=4");
+  EXPECT_EQ(make_policy("sketchwalk:key_pool=8,preset=tuned,temperature=1.2", 0)->spec(),
+            "sketchwalk:preset=tuned,key_pool=8");
 }
 
 TEST(MethodSpec, CanonicalFormReadsBackAsItself) {

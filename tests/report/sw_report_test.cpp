@@ -280,6 +280,39 @@ TEST_F(SwReportPage, WorksInABrowser) {
   check("page.html", "structure sort filter hover maps theme narrow print quick");
 }
 
+/// Reports from before the attribution knew more than three parts are shown with those.
+TEST_F(SwReportPage, ShowsThePartsOfTheLossThatAReportHas) {
+  evaluate("a", "--method sketchwalk");
+  const auto parts_on = [&](const std::string& page) {
+    const std::string all = text(page);
+    const std::string key = "\"loss\":{\"parts\":[";
+    const std::size_t at = all.find(key);
+    if (at == std::string::npos) return std::size_t{0};
+    const std::string list = all.substr(at + key.size(), all.find(']', at) - at - key.size());
+    return static_cast<std::size_t>(std::count(list.begin(), list.end(), ',')) + 1;
+  };
+  EXPECT_EQ(run("html a.json -o new.html").code, 0);
+  EXPECT_EQ(parts_on("new.html"), 9u);
+  check("new.html", "structure");
+  json report = read("a.json");
+  const auto strip = [](json& parts) {
+    parts = {{"total", parts.at("total")},
+             {"block_mean", parts.at("block_mean")},
+             {"sketch", parts.at("sketch")},
+             {"walk", parts.at("walk")}};
+  };
+  for (json& cell : report["cells"]) {
+    json& attribution = cell["attribution"];
+    attribution.erase("specs");
+    strip(attribution["mean"]);
+    for (json& layer : attribution["per_layer"]) strip(layer);
+  }
+  write("old.json", report);
+  EXPECT_EQ(run("html old.json -o old.html").code, 0);
+  EXPECT_EQ(parts_on("old.html"), 3u);
+  check("old.html", "structure");
+}
+
 TEST_F(SwReportPage, AllKindsOfReportsOnOnePage) {
   evaluate("a");
   json profile = testing::report_head({{"kind", "profile"}});

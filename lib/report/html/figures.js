@@ -172,17 +172,40 @@ function traceFigures(parent, report) {
   }
 
   if (ok.some((c) => c.loss)) {
-    const parts = [["averaging over blocks", "var(--s1)"], ["sketch", "var(--s2)"], ["walk", "var(--s3)"]].map(([name, colour]) => ({ name, look: { colour } }));
+    const steps = ["forced sink and window", "mean queries", "mean keys", "mask", "temperature", "aggregation", "interaction of the three", "sketch", "walk"];
+    const colours = ["var(--soft)", "var(--s4)", "var(--s1)", "var(--s5)", "var(--s6)", "color-mix(in srgb, var(--s5), var(--s1))", "color-mix(in srgb, var(--s6), var(--soft))", "var(--s2)", "var(--s3)"];
+    const fine = ok.some((c) => c.loss && c.loss.parts.length === steps.length);
+    const parts = fine ? steps.map((name, i) => ({ name, look: { colour: colours[i] } }))
+      : ["averaging over blocks", "sketch", "walk"].map((name, i) => ({ name, look: { colour: `var(--s${i + 1})` } }));
+    const known = () => cells().filter((c) => c.loss && c.loss.parts.length === parts.length);
+    const format = (v) => `${+v.toPrecision(3)}`;
     let density = ok.filter((c) => c.loss && c.phase === scope.phase && c.input === scope.input).length > 12 ? nearestTo(densities, 0.2) : "";
     const plot = makeFigure(grid, { title: "Where the mass is lost",
-      caption: "Loss of attention mass to the best selection of the same size, split by ranking with exact block means, then the sketch, then the walk. Left of 0: the step wins mass back.",
+      caption: fine ? "Loss of attention mass to the best selection of the same size, step by step from that selection to the method; the parts depend on this order. Mask, temperature and aggregation are taken alone, and the interaction is what they do beyond their sum. Left of 0: the step wins mass back. In brackets: what the best shared selection loses to the best ones of each head."
+        : "Loss of attention mass to the best selection of the same size, split by ranking with exact block means, then the sketch, then the walk. Left of 0: the step wins mass back.",
       controls: [choice("Density", [["", "all"], ...densities.map((d) => [d, percent(d)])], density, (d) => { density = d; plot.redraw(); })],
       draw: (host, width) => {
-        const rows = cells().filter((c) => c.loss && (density === "" || c.density === density)).map((c) => ({ label: armOf(c), parts: c.loss.slice(0, 3), note: fixed(c.loss[3], 4) }));
+        const rows = known().filter((c) => density === "" || c.density === density).map((c) => ({ label: armOf(c), parts: c.loss.parts,
+          note: fixed(c.loss.total, 4) + (Number.isFinite(c.loss.sharing) ? ` (${fixed(c.loss.sharing, 4)})` : "") }));
         if (!rows.length) host.append(make("p", { class: "note" }, "Not measured in this scope."));
-        else drawBars(host, width, { label: "Where the mass is lost", rows, parts, format: (v) => `${+v.toPrecision(3)}`, axisLabel: "attention mass" });
+        else drawBars(host, width, { label: "Where the mass is lost", rows, parts, format, axisLabel: "attention mass" });
       } });
     figures.push(plot);
+    if (ok.some((c) => c.loss && c.loss.layers.length > 1)) {
+      let arm = null;
+      const slot = make("span");
+      const byLayer = makeFigure(grid, { title: "Where each layer loses mass", controls: [slot], caption: "The same parts, layer by layer; the number is their sum. Layers that attend densely are left out.",
+        draw: (host, width) => {
+          const list = known().filter((c) => c.loss.layers.length === c.layers.length);
+          const cell = list.find((c) => armOf(c) === arm) || list.find((c) => c.density === nearestTo(densities, 0.2)) || list[0];
+          slot.replaceChildren();
+          if (!cell) { host.append(make("p", { class: "note" }, "Not measured in this scope.")); return; }
+          slot.append(choice("Method", list.map((c) => armOf(c)), armOf(cell), (v) => { arm = v; byLayer.redraw(); }));
+          const rows = cell.layers.map((layer, i) => ({ label: `layer ${layer}`, parts: cell.loss.layers[i], note: fixed(cell.loss.layers[i].reduce((sum, v) => sum + v, 0), 4), dense: cell.recall[i] === 1 && cell.gap[i] === 0 })).filter((row) => !row.dense);
+          drawBars(host, width, { label: "Where each layer loses mass", rows, parts, format, axisLabel: "attention mass" });
+        } });
+      figures.push(byLayer);
+    }
   }
 
   stagesOfLayers();
