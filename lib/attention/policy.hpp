@@ -50,6 +50,9 @@ class Policy {
   virtual bool takes_density() const { return true; }
   /// Whether scores come from the dense block masses (oracles).
   virtual bool needs_mass() const { return false; }
+  /// Whether scores depend on the layers before, through the walk state. Where they do not, a layer
+  /// can be scored alone.
+  virtual bool carries_walk() const { return false; }
   virtual Budget budget() const = 0;
 
   /// Scores of the block rows of a prefill at a sparse layer, the same for every density. Advances
