@@ -245,6 +245,12 @@ Json begin_entry(const ModelReport& head, const std::vector<std::int64_t>& sampl
 
 bool is_begin_entry(const Json& entry) { return entry.contains(kBegin); }
 
+Json begin_environment(const Json& begin) {
+  const auto& head = begin.at(kBegin);
+  const auto found = head.is_object() ? head.find("environment") : head.end();
+  return found == head.end() ? Json(nullptr) : *found;
+}
+
 Json report_mark() { return {{kEvent, "report"}}; }
 
 bool is_report_mark(const Json& entry) { return entry.contains(kEvent); }

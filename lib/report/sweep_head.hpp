@@ -25,6 +25,8 @@ nlohmann::json begin_entry(const Report& head);
 /// `samples` are the samples or windows of each task.
 nlohmann::json begin_entry(const ModelReport& head, const std::vector<std::int64_t>& samples);
 bool is_begin_entry(const nlohmann::json& entry);
+/// Where the sweep, or a shard, began: an object to compare, null when there is none.
+nlohmann::json begin_environment(const nlohmann::json& begin);
 
 /// Stands in a journal before its report is written for the first time: with this mark, an HDF5
 /// file without its JSON file is what a killed process left behind.

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "eval/layer_entry.hpp"
+#include "report/model_report.hpp"
 #include "report/sweep_head.hpp"
 #include "report/table.hpp"
 
@@ -86,9 +87,8 @@ Json read_all(std::span<const JournalReader> journals, std::vector<std::string>&
         begin = std::move(entry);
         return;
       }
-      const Json& there = entry.at("begin");
-      const std::string differences = journal_differences(
-          begin.at("begin").value("environment", Json()), there.value("environment", Json()));
+      const std::string differences =
+          journal_differences(begin_environment(begin), begin_environment(entry));
       if (!differences.empty()) {
         notes.push_back("'" + journal.path() + "' was run elsewhere: " + differences);
       }
@@ -162,20 +162,93 @@ Report read_trace_report(std::span<const JournalReader> journals, std::vector<st
   return report;
 }
 
-}  // namespace
+ModelReport read_model_report(std::span<const JournalReader> journals,
+                              std::vector<std::string>& notes) {
+  std::map<std::tuple<std::string, std::int64_t, std::string>, const JournalReader*> found;
+  std::vector<RunEntry> entries;
+  const Json begin = read_all(journals, notes, [&](const Json& json, const JournalReader& from) {
+    if (!json.contains("task")) return;
+    RunEntry entry = run_entry_from_json(json);
+    const auto [at, added] = found.emplace(std::tuple(entry.task, entry.sample, entry.arm), &from);
+    if (!added) {
+      doubled("sample " + std::to_string(entry.sample) + " of " + entry.task + " by " + entry.arm,
+              at->second->path(), from.path());
+    }
+    entries.push_back(std::move(entry));
+  });
+  auto [report, samples] = model_head(journals.front().identity(), begin);
+  if (samples.size() != report.tasks.size()) {
+    throw Error(ErrorKind::kInput, "'" + journals.front().path() + "' does not count its samples");
+  }
+  std::vector<std::string> missing;
+  // The order of tasks, samples and arms, whoever ran what first.
+  std::map<std::tuple<std::string, std::int64_t, std::string>, std::size_t> order;
+  for (std::size_t t = 0; t < samples.size(); ++t) {
+    for (std::int64_t i = 0; i < samples[t]; ++i) {
+      bool whole = true;
+      for (const ArmInfo& arm : report.arms) {
+        const std::tuple key(report.tasks[t].name, i, arm.label);
+        whole = whole && found.contains(key);
+        order.emplace(key, order.size());
+      }
+      if (!whole) missing.push_back("sample " + std::to_string(i) + " of " + report.tasks[t].name);
+    }
+  }
+  require_complete(missing, journals);
+  const auto place = [&](const RunEntry& entry) {
+    return order.find({entry.task, entry.sample, entry.arm});
+  };
+  for (const RunEntry& entry : entries) {
+    if (place(entry) != order.end()) continue;
+    throw Error(ErrorKind::kInput, "a journal holds sample " + std::to_string(entry.sample) +
+                                       " of " + entry.task + " by " + entry.arm +
+                                       ", which the sweep has not");
+  }
+  std::sort(entries.begin(), entries.end(), [&](const RunEntry& a, const RunEntry& b) {
+    return place(a)->second < place(b)->second;
+  });
+  for (const RunEntry& entry : entries) {
+    report.seconds += entry.prefill_seconds + entry.decode_seconds;
+  }
+  report.entries = std::move(entries);
+  return report;
+}
 
-SweepOutcome write_sweep_report(std::span<const std::string> paths_of_journals,
-                                const ReportPaths& paths, bool force) {
-  const std::vector<JournalReader> journals = open_journals(paths_of_journals);
+SweepOutcome write_trace_report(std::span<const JournalReader> journals, const ReportPaths& paths,
+                                bool force) {
   SweepOutcome outcome;
   const Report report = read_trace_report(journals, outcome.notes);
   write_report(report, paths, force);
   outcome.table = report_table(report);
   outcome.cells = report.cells.size();
-  outcome.failed = static_cast<std::size_t>(
-      std::count_if(report.cells.begin(), report.cells.end(),
-                    [](const CellRecord& cell) { return cell.status == CellStatus::kFailed; }));
+  for (const CellRecord& cell : report.cells) {
+    if (cell.status == CellStatus::kFailed) ++outcome.failed;
+  }
   return outcome;
+}
+
+SweepOutcome write_model_report(std::span<const JournalReader> journals, const ReportPaths& paths,
+                                bool force) {
+  SweepOutcome outcome;
+  const ModelReport report = read_model_report(journals, outcome.notes);
+  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+  write_report(report, summary, paths, force);
+  outcome.table = report_table(report, summary);
+  outcome.cells = summary.cells.size();
+  for (const ModelCell& cell : summary.cells) {
+    if (!cell.failure.empty()) ++outcome.failed;
+  }
+  return outcome;
+}
+
+}  // namespace
+
+SweepOutcome write_sweep_report(std::span<const std::string> paths_of_journals,
+                                const ReportPaths& paths, bool force) {
+  const std::vector<JournalReader> journals = open_journals(paths_of_journals);
+  const bool traces = sweep_kind(journals.front().identity(), journals.front().path()) == "trace";
+  return traces ? write_trace_report(journals, paths, force)
+                : write_model_report(journals, paths, force);
 }
 
 std::string journal_path(const ReportPaths& paths, const Shard& shard) {
