@@ -1,68 +1,29 @@
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <iostream>
 #include <memory>
-#include <optional>
-#include <utility>
 
 #include "commands.hpp"
 #include "common/backend_choice.hpp"
+#include "common/evaluation.hpp"
 #include "core/error.hpp"
-#include "core/progress.hpp"
-#include "core/sha256.hpp"
-#include "core/text.hpp"
 #include "eval/evaluate.hpp"
 #include "report/files.hpp"
 #include "report/gate.hpp"
 #include "report/json_report.hpp"
 #include "report/table.hpp"
-#include "shared.hpp"
 
 namespace sw {
 namespace {
 
-constexpr int kExitSomeFailed = 3;
 constexpr int kExitGate = 4;
 
 struct TraceOptions {
-  std::vector<std::string> files;
-  std::vector<std::string> methods = {"dense",       "sketchwalk", "sketchwalk:preset=preprint",
-                                      "sink_window", "oracle",     "random"};
-  std::vector<double> densities = {0.05, 0.1, 0.2, 0.3};
-  std::string phase = "both";
-  std::string layers;
-  std::int64_t block = 64;
-  bool no_output_error = false;
-  bool no_attribution = false;
-  bool save_selection = false;
+  TraceExperiment experiment;
   bool json = false;
   std::string output;
   std::vector<std::string> fail_if;
 };
-
-/// "A:B" is [A, B), "A" is [A, A + 1).
-std::pair<std::int64_t, std::int64_t> parse_layers(const std::string& text) {
-  const std::vector<std::string> parts = split(text, ':');
-  const std::int64_t first = parse_int(parts.front(), "--layers");
-  if (parts.size() == 1 && first >= 0) return {first, first + 1};
-  if (parts.size() == 2) {
-    const std::int64_t end = parse_int(parts.back(), "--layers");
-    if (0 <= first && first < end) return {first, end};
-  }
-  throw Error(ErrorKind::kUsage, "--layers '" + text + "' is not a range of layers",
-              "write first:end, where end is not included, or one layer");
-}
-
-InputRecord describe(const TraceReader& trace) {
-  InputRecord input;
-  input.path = trace.path();
-  input.format = trace_format_name(trace.format());
-  input.bytes = std::filesystem::file_size(trace.path());
-  input.sha256 = sha256_of_file(trace.path());
-  input.info = trace.info();
-  return input;
-}
 
 /// Throws when there is nothing to report: every cell failed.
 void require_some_values(const std::vector<CellRecord>& cells) {
@@ -74,12 +35,12 @@ void require_some_values(const std::vector<CellRecord>& cells) {
 }
 
 void print_next_steps(const ReportPaths& paths, const TraceOptions& options) {
-  const std::string& file = options.files.front();
+  const std::string& file = options.experiment.files.front();
   std::cout << "\nReport: " << paths.json << " (every number), " << paths.hdf5
             << " (arrays by layer, head and query block)\n"
             << "What to try next:\n"
             << "  sw-eval methods                      all methods and their options\n";
-  if (!options.save_selection) {
+  if (!options.experiment.save_selection) {
     std::cout << "  sw-eval trace " << file
               << " --save-selection -o OUT   keep the selections too\n";
   }
@@ -95,40 +56,22 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
     throw Error(ErrorKind::kUsage, "there is no place for the report",
                 "give one with -o OUT, or print it with --json");
   }
-  Report report;
-  EvalOptions eval;
-  eval.densities = checked_densities(options.densities);
-  eval.prefill = options.phase != "decode";
-  eval.decode = options.phase != "prefill";
-  eval.block = options.block;
-  eval.output_error = !options.no_output_error;
-  eval.attribution = !options.no_attribution;
-  eval.save_selection = options.save_selection;
-  eval.seed = common.seed;
-  if (!options.layers.empty()) {
-    report.protocol.layers = parse_layers(options.layers);
-    std::tie(eval.first_layer, eval.end_layer) = *report.protocol.layers;
-  }
-  const auto policies = make_policies(options.methods, common.seed);
+  const TraceExperiment& experiment = options.experiment;
+  const EvalOptions eval = eval_options(experiment, common.seed);
+  const auto policies = make_policies(experiment.methods, common.seed);
   std::vector<Gate> gates;
   for (const std::string& text : options.fail_if) gates.push_back(Gate::parse(text));
   const auto backend = make_backend(common.backend, common.cpu_isa);
   const ReportPaths paths = report_paths(options.output);
   if (!options.output.empty()) check_report_paths(paths, common.force);
   std::vector<TraceReader> traces;
-  for (const std::string& file : options.files) traces.emplace_back(file);
+  for (const std::string& file : experiment.files) traces.emplace_back(file);
 
+  Report report;
   report.created = utc_now();
   report.command = argv;
   report.environment = describe_environment(*backend);
-  report.protocol.phase = options.phase;
-  for (const auto& policy : policies) report.protocol.methods.push_back(policy->spec());
-  report.protocol.densities = eval.densities;
-  report.protocol.block = eval.block;
-  report.protocol.seed = common.seed;
-  report.protocol.output_error = eval.output_error;
-  report.protocol.attribution = eval.attribution;
-  report.protocol.save_selection = eval.save_selection;
+  report.protocol = trace_protocol(experiment, eval, policies);
 
   const auto start = std::chrono::steady_clock::now();
   for (std::size_t i = 0; i < traces.size(); ++i) {
@@ -139,7 +82,7 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
                 << info.first_layer << " to " << info.last_layer() << ", " << info.num_heads << "/"
                 << info.num_kv_heads << " heads of " << info.head_dim << ", " << info.prefill_tokens
                 << " tokens\n";
-      if (options.phase == "both" && info.total_tokens == info.prefill_tokens) {
+      if (experiment.phase == "both" && info.total_tokens == info.prefill_tokens) {
         std::cerr << "  it has no decode steps: prefill only\n";
       }
     }
@@ -187,28 +130,11 @@ void setup_trace(Program& program, const std::vector<std::string>& argv) {
        "sw-eval trace llama.h5 --phase decode --save-selection -o out",
        "sw-eval trace llama.h5 --fail-if 'mass_recall<0.8@sketchwalk@0.2' -o out"},
       [options, argv](const CommonOptions& common) { return run_trace(*options, common, argv); });
-  command.add_option("files", options->files, "Traces, HDF5 or safetensors (sw-trace makes them)")
+  command
+      .add_option("files", options->experiment.files,
+                  "Traces, HDF5 or safetensors (sw-trace makes them)")
       ->required();
-  command
-      .add_option("--method", options->methods,
-                  "Methods, NAME or NAME:option=value,... (see sw-eval methods)")
-      ->capture_default_str();
-  command
-      .add_option("--density", options->densities, "Shares of the causal pairs to keep, in (0, 1]")
-      ->capture_default_str();
-  command.add_option("--phase", options->phase, "Which part of the traces")
-      ->check(CLI::IsMember({"prefill", "decode", "both"}))
-      ->capture_default_str();
-  command.add_option("--layers", options->layers, "Layers first:end (end not included), or one");
-  command.add_option("--block", options->block, "Tokens of a block")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 20))
-      ->capture_default_str();
-  command.add_flag("--no-output-error", options->no_output_error,
-                   "Skip the sparse attention where block masses give the recall");
-  command.add_flag("--no-attribution", options->no_attribution,
-                   "Do not split the loss of sketchwalk into its parts");
-  command.add_flag("--save-selection", options->save_selection,
-                   "Store selections and scores in the HDF5 file");
+  add_options(command, options->experiment);
   command.add_option("-o,--output", options->output, "Report: writes OUT.json and OUT.h5");
   command.add_flag("--json", options->json, "Print the JSON report instead of the table");
   command.add_option("--fail-if", options->fail_if,

@@ -54,6 +54,9 @@ class Policy {
   /// Whether decode scores depend on the density, as those of an eviction do: what was evicted
   /// cannot return. A step is then scored once for each density, in the same cache.
   virtual bool decode_depends_on_density() const { return false; }
+  /// Whether scores depend on the layers before, through the walk state. Where they do not, a layer
+  /// can be scored alone.
+  virtual bool carries_walk() const { return false; }
   virtual Budget budget() const = 0;
 
   /// Scores of the rows of a prefill at a sparse layer, the same for every density. Advances

@@ -83,6 +83,29 @@ std::int64_t parse_int(std::string_view text, std::string_view what) {
   return value;
 }
 
+double parse_duration(std::string_view text, std::string_view what) {
+  const auto fail = [&] {
+    return Error(ErrorKind::kUsage,
+                 std::string(what) + " '" + std::string(text) + "' is not a length of time",
+                 "write 90s, 30m, 1.5h or 1h30m");
+  };
+  double seconds = 0.0;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::size_t unit = std::min(rest.find_first_of("hms"), rest.size());
+    double value = 0.0;
+    try {
+      value = parse_double(rest.substr(0, unit), what);
+    } catch (const Error&) {
+      throw fail();
+    }
+    const char letter = unit < rest.size() ? rest[unit] : 's';
+    seconds += value * (letter == 'h' ? 3600.0 : letter == 'm' ? 60.0 : 1.0);
+    rest.remove_prefix(std::min(unit + 1, rest.size()));
+  }
+  if (!(seconds > 0.0)) throw fail();
+  return seconds;
+}
+
 std::string format_double(double value) {
   char text[64];
   const auto [end, error] = std::to_chars(text, text + sizeof text, value);

@@ -25,6 +25,10 @@ std::string suggestion(std::string_view name, const std::vector<std::string>& ca
 double parse_double(std::string_view text, std::string_view what);
 std::int64_t parse_int(std::string_view text, std::string_view what);
 
+/// Seconds of "90s", "30m", "1.5h", "1h30m" or a plain number of seconds; throws Error(kUsage) that
+/// names `what` for anything else and for what is not above 0.
+double parse_duration(std::string_view text, std::string_view what);
+
 /// Shortest text that reads back as the same double ("0.2", not "0.20000000000000001").
 std::string format_double(double value);
 

@@ -1,6 +1,8 @@
 #include "eval/evaluate.hpp"
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cmath>
 #include <utility>
 
@@ -30,6 +32,14 @@ struct Walker {
   void prefill_scores(const ScoreContext& context, bool decode_follows, BlockScores& scores) {
     cache = DecodeCache();
     scores = policy->score_prefill(context, prefill, decode_follows ? &cache : nullptr);
+  }
+  void decode_scores(const ScoreContext& context, std::int64_t step, BlockScores& scores) {
+    scores = policy->score_decode(context, steps[static_cast<std::size_t>(step)], cache);
+  }
+  /// Back to the state before the first layer.
+  void forget() {
+    prefill = WalkState();
+    std::fill(steps.begin(), steps.end(), WalkState());
   }
 };
 
@@ -67,20 +77,42 @@ struct Site {
   const BlockMass& mass;
   AttentionOutput& scratch;  ///< for sparse outputs
   BlockMass& key_mass;       ///< decode: of single keys, empty until somebody asks
-  std::int64_t layer_index;  ///< in the records
   std::int64_t column;       ///< first column in the records
   std::int64_t step;         ///< decode step or -1
 };
 
-class TraceEvaluation {
+/// Metrics that compare a selection with the best one of its size.
+constexpr std::array kAgainstBest = {Metric::kOracleGap, Metric::kOracleGapSet,
+                                     Metric::kTopkRecall};
+
+/// Adds the time of its own lifetime to a number of seconds.
+class AddSeconds {
  public:
-  TraceEvaluation(const TraceReader& trace, std::size_t input,
-                  std::span<const std::unique_ptr<Policy>> policies, const EvalOptions& options,
-                  const Backend& backend, bool quiet)
+  explicit AddSeconds(double& seconds) : seconds_(seconds) {}
+  ~AddSeconds() { seconds_ += elapsed(); }
+  AddSeconds(const AddSeconds&) = delete;
+  AddSeconds& operator=(const AddSeconds&) = delete;
+  double elapsed() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  double& seconds_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+class TraceEvaluation::State {
+ public:
+  State(const TraceReader& trace, std::size_t input,
+        std::span<const std::unique_ptr<Policy>> policies, const EvalOptions& options,
+        const Backend& backend, Advance advance)
       : trace_(trace),
         info_(trace.info()),
         options_(options),
         backend_(backend),
+        advance_(std::move(advance)),
         steps_(options.decode ? info_.total_tokens - info_.prefill_tokens : 0) {
     check_options();
     for (const TokenSpan& span : info_.answer_spans) spans_.emplace_back(span.begin, span.end);
@@ -89,23 +121,32 @@ class TraceEvaluation {
       layers_.push_back(layer);
     }
     for (const auto& policy : policies) add_method(*policy, input);
-    progress_ = std::make_unique<Progress>("evaluating", total_work(), quiet);
   }
 
-  std::vector<CellRecord> run() {
-    for (std::size_t i = 0; i < layers_.size(); ++i) {
-      if (std::none_of(cells_.begin(), cells_.end(),
-                       [](const CellRecord& c) { return c.status == CellStatus::kOk; })) {
-        break;
-      }
-      try {
-        const TraceLayer data = trace_.layer(layers_[i]);
-        evaluate_layer(data, static_cast<std::int64_t>(i));
-      } catch (const Error& error) {
-        for (CellRecord& cell : cells_) fail(cell, error, layers_[i]);
-      }
+  const std::vector<std::int64_t>& layers() const { return layers_; }
+  std::size_t num_cells() const { return heads_.size(); }
+
+  std::int64_t layer_work() const {
+    std::int64_t sum = kDenseWork;
+    for (const Method& method : methods_) sum += work(method);
+    return sum;
+  }
+
+  LayerPart evaluate(std::int64_t layer) {
+    seconds_ = LayerSeconds();
+    const auto found = std::find(layers_.begin(), layers_.end(), layer);
+    if (found == layers_.end()) throw std::invalid_argument("a layer that is not evaluated");
+    cells_ = heads_;
+    {
+      const AddSeconds timer(seconds_.total);
+      walk_to(static_cast<std::size_t>(found - layers_.begin()));
+      evaluate_here(layer);
     }
-    return std::move(cells_);
+    ++next_;
+    for (std::size_t c = 0; c < cells_.size(); ++c) {
+      if (cells_[c].status != CellStatus::kOk) heads_[c] = cells_[c];
+    }
+    return {layer, std::move(cells_), seconds_};
   }
 
  private:
@@ -183,45 +224,39 @@ class TraceEvaluation {
     cell.shares_scores = method.densities.size() > 1 &&
                          (phase == Phase::kPrefill || !policy.decode_depends_on_density());
     cell.has_own_scores = !policy.needs_mass();
+    if (method.attributed()) cell.attribution.emplace().specs = method.variant_specs;
     if (!method.sparse_at(layers_.back())) {
       cell.status = CellStatus::kSkipped;
       cell.reason = "all evaluated layers attend densely (dense_layers=" +
                     std::to_string(policy.dense_layers()) +
                     "); set dense_layers=0 or evaluate later layers";
-    } else {
-      allocate(cell, method);
     }
-    cells_.push_back(std::move(cell));
-    return cells_.size() - 1;
+    heads_.push_back(std::move(cell));
+    return heads_.size() - 1;
   }
 
-  /// Values of dense layers by identity; sparse layers overwrite theirs.
-  void allocate(CellRecord& cell, const Method& method) const {
-    const auto layers = static_cast<std::int64_t>(layers_.size());
+  /// Values of a dense layer by identity; a sparse layer overwrites them.
+  void allocate(CellRecord& cell, std::int64_t layer, bool sparse) const {
     const bool prefill = cell.phase == Phase::kPrefill;
     const std::int64_t columns =
         prefill ? BlockGeometry{options_.block, 0, info_.prefill_tokens}.rows() : steps_;
     for (const MetricInfo& metric : list_metrics()) {
       // The number of row sets is known with the first selection.
       if (metric.per_set || (metric.from_output && !options_.output_error)) continue;
-      cell.metric(metric.metric) =
-          MetricArray(layers, info_.num_heads, columns, metric.dense_value);
+      cell.metric(metric.metric) = MetricArray(1, info_.num_heads, columns, metric.dense_value);
     }
-    cell.density_rows = MetricArray(layers, info_.num_heads, columns, 1.0f);
+    cell.density_rows = MetricArray(1, info_.num_heads, columns, 1.0f);
     const std::int64_t context = prefill ? info_.prefill_tokens : info_.total_tokens;
     if (answer_recall(BlockSelection::dense({options_.block, context - 1, context}), spans_)) {
-      cell.answer_recall = MetricArray(layers, 1, prefill ? 1 : steps_, 1.0f);
+      cell.answer_recall = MetricArray(1, 1, prefill ? 1 : steps_, 1.0f);
     }
-    if (method.attributed()) {
-      cell.attribution.emplace().specs = method.variant_specs;
-      cell.attribution->recall.fill(MetricArray(layers, info_.num_heads, columns, 1.0f));
+    if (cell.attribution) {
+      cell.attribution->recall.fill(MetricArray(1, info_.num_heads, columns, 1.0f));
     }
-    for (std::int64_t layer : layers_) {
-      LayerRecord record;
-      record.layer = layer;
-      record.sparse = method.sparse_at(layer);
-      cell.layers.push_back(record);
-    }
+    LayerRecord record;
+    record.layer = layer;
+    record.sparse = sparse;
+    cell.layers.push_back(record);
   }
 
   static void fail(CellRecord& cell, const Error& error, std::int64_t layer) {
@@ -259,13 +294,102 @@ class TraceEvaluation {
     for (const auto& density : method.densities) sum += work(density);
     return sum;
   }
-  std::int64_t total_work() const {
-    std::int64_t sum = kDenseWork;
-    for (const Method& method : methods_) sum += work(method);
-    return sum * static_cast<std::int64_t>(layers_.size());
+
+  static bool ok(const CellRecord& cell) { return cell.status == CellStatus::kOk; }
+  std::int64_t count_ok(const std::vector<std::size_t>& cells) const {
+    return std::count_if(cells.begin(), cells.end(), [&](std::size_t c) { return ok(cells_[c]); });
   }
 
-  void evaluate_layer(const TraceLayer& data, std::int64_t index) {
+  /// Brings the walks to where layer `index` needs them.
+  void walk_to(std::size_t index) {
+    if (index < next_) {
+      for (Method& method : methods_) method.main.forget();
+      next_ = 0;
+    }
+    const AddSeconds timer(seconds_.rebuild);
+    for (; next_ < index; ++next_) {
+      const std::int64_t layer = layers_[next_];
+      try {
+        pass(layer);
+      } catch (const Error& error) {
+        for (CellRecord& cell : cells_) fail(cell, error, layer);
+      }
+      advance_(0, "walking through layer " + std::to_string(layer));
+    }
+  }
+
+  /// The scores of a layer, for what they leave to the next one.
+  void pass(std::int64_t layer) {
+    const auto walks = [&](const Method& method) {
+      return method.main.policy->carries_walk() && method.sparse_at(layer) && alive(method);
+    };
+    if (std::none_of(methods_.begin(), methods_.end(), walks)) return;
+    const HeadsTensor q = trace_.read(layer, TraceTensor::kQ, 0, info_.total_tokens);
+    const HeadsTensor k = trace_.read(layer, TraceTensor::kK, 0, info_.total_tokens);
+    const auto context = [&](std::int64_t begin, std::int64_t end) {
+      const HeadsView keys = k.view().tokens_slice(0, end);
+      // Scores do not read v; k has its shape.
+      return AttentionProblem{q.view().tokens_slice(begin, end), keys, keys, layer};
+    };
+    for (Method& method : methods_) {
+      if (!walks(method)) continue;
+      try {
+        const AttentionProblem prompt = context(0, info_.prefill_tokens);
+        prompt.validate();
+        require_supported(backend_, prompt);
+        BlockScores ignored;
+        method.main.prefill_scores({prompt, backend_, prompt.geometry(options_.block)}, steps_ > 0,
+                                   ignored);
+        for (std::int64_t step = 0; step < steps_; ++step) {
+          const std::int64_t position = info_.prefill_tokens + step;
+          const AttentionProblem problem = context(position, position + 1);
+          method.main.decode_scores({problem, backend_, problem.geometry(options_.block)}, step,
+                                    ignored);
+        }
+      } catch (const Error& error) {
+        fail_method(method, error, layer);
+      }
+    }
+  }
+
+  void evaluate_here(std::int64_t layer) {
+    if (std::none_of(cells_.begin(), cells_.end(), ok)) return;
+    for (const Method& method : methods_) {
+      for (const auto* cells : {&method.prefill_cells, &method.decode_cells}) {
+        for (std::size_t c : *cells) {
+          if (ok(cells_[c])) allocate(cells_[c], layer, method.sparse_at(layer));
+        }
+      }
+    }
+    try {
+      const TraceLayer data = read(layer);
+      evaluate_layer(data);
+    } catch (const Error& error) {
+      for (CellRecord& cell : cells_) fail(cell, error, layer);
+    }
+  }
+
+  TraceLayer read(std::int64_t layer) {
+    const AddSeconds timer(seconds_.read);
+    TraceLayer data = trace_.layer(layer);
+    seconds_.separate +=
+        timer.elapsed() * static_cast<double>(std::count_if(cells_.begin(), cells_.end(), ok));
+    return data;
+  }
+
+  /// Dense attention that cells of one phase share.
+  void attend_dense(const AttentionProblem& problem, const BlockGeometry& geometry,
+                    AttentionOutput& output, BlockMass& mass, bool decode) {
+    const AddSeconds timer(seconds_.dense);
+    backend_.attend_dense(problem, geometry, output, mass);
+    std::int64_t cells = 0;
+    for (const Method& method : methods_) {
+      cells += count_ok(decode ? method.decode_cells : method.prefill_cells);
+    }
+    seconds_.separate += timer.elapsed() * static_cast<double>(cells);
+  }
+
+  void evaluate_layer(const TraceLayer& data) {
     const std::int64_t prefill = info_.prefill_tokens;
     const AttentionProblem problem{data.q.view().tokens_slice(0, prefill),
                                    data.k.view().tokens_slice(0, prefill),
@@ -275,16 +399,19 @@ class TraceEvaluation {
     const BlockGeometry geometry = problem.geometry(options_.block);
     const std::string label = "layer " + std::to_string(data.layer);
     if (options_.prefill) {
-      backend_.attend_dense(problem, geometry, dense_, mass_);
+      attend_dense(problem, geometry, dense_, mass_, false);
       sparse_.reserve(problem);
     }
-    progress_->advance(kDenseWork, label);
-    const Site site{problem, geometry, dense_, mass_, sparse_, step_key_mass_, index, 0, -1};
+    advance_(kDenseWork, label);
+    const Site site{problem, geometry, dense_, mass_, sparse_, step_key_mass_, 0, -1};
     for (Method& method : methods_) {
       if (alive(method)) prefill_method(site, method);
-      progress_->advance(work(method), label);
+      advance_(work(method), label);
     }
-    for (std::int64_t step = 0; step < steps_; ++step) decode_step(data, index, step);
+    for (std::int64_t step = 0; step < steps_; ++step) {
+      decode_step(data, step);
+      advance_(0, label);
+    }
   }
 
   void prefill_method(const Site& site, Method& method) {
@@ -292,10 +419,14 @@ class TraceEvaluation {
     Scores scores;
     if (method.sparse_at(layer) && (options_.prefill || !method.main.policy->needs_mass())) {
       try {
+        const AddSeconds timer(seconds_.scores);
         score(site, method, scores,
               [&](Walker& walker, const ScoreContext& context, BlockScores& out) {
                 walker.prefill_scores(context, steps_ > 0, out);
               });
+        // Decode needs what the prefill leaves.
+        seconds_.separate += timer.elapsed() * static_cast<double>(count_ok(method.prefill_cells) +
+                                                                   count_ok(method.decode_cells));
       } catch (const Error& error) {
         fail_method(method, error, layer);
         return;
@@ -306,17 +437,17 @@ class TraceEvaluation {
     }
   }
 
-  void decode_step(const TraceLayer& data, std::int64_t index, std::int64_t step) {
+  void decode_step(const TraceLayer& data, std::int64_t step) {
     const std::int64_t position = info_.prefill_tokens + step;
     const AttentionProblem problem{data.q.view().tokens_slice(position, position + 1),
                                    data.k.view().tokens_slice(0, position + 1),
                                    data.v.view().tokens_slice(0, position + 1), data.layer};
     const BlockGeometry geometry = problem.geometry(options_.block);
-    backend_.attend_dense(problem, geometry, step_dense_, step_mass_);
+    attend_dense(problem, geometry, step_dense_, step_mass_, true);
     step_sparse_.reserve(problem);
     step_key_mass_ = BlockMass();
-    const Site site{problem,        geometry, step_dense_, step_mass_, step_sparse_,
-                    step_key_mass_, index,    step,        step};
+    const Site site{problem,      geometry,       step_dense_, step_mass_,
+                    step_sparse_, step_key_mass_, step,        step};
     for (Method& method : methods_) {
       if (!alive(method)) continue;
       Scores scores;
@@ -325,7 +456,12 @@ class TraceEvaluation {
           scores = Scores();
           try {
             if (method.sparse_at(data.layer)) {
+              const AddSeconds timer(seconds_.scores);
               score_step(site, method, scores, method.densities[d].value_or(1.0));
+              const std::int64_t sharers = method.main.policy->decode_depends_on_density()
+                                               ? 1
+                                               : count_ok(method.decode_cells);
+              seconds_.separate += timer.elapsed() * static_cast<double>(sharers);
             }
           } catch (const Error& error) {
             fail_method(method, error, data.layer);
@@ -341,8 +477,7 @@ class TraceEvaluation {
     score(
         site, method, scores,
         [&](Walker& walker, const ScoreContext& context, BlockScores& out) {
-          out = walker.policy->score_decode(
-              context, walker.steps[static_cast<std::size_t>(site.step)], walker.cache);
+          walker.decode_scores(context, site.step, out);
         },
         density);
   }
@@ -375,10 +510,11 @@ class TraceEvaluation {
   }
 
   void evaluate_cell(const Site& site, const Method& method, const Scores& scores,
-                     const std::optional<double>& density, CellRecord& cell) const {
+                     const std::optional<double>& density, CellRecord& cell) {
     if (cell.status != CellStatus::kOk) return;
+    const AddSeconds own(seconds_.separate);
     try {
-      LayerRecord& layer = cell.layers[static_cast<std::size_t>(site.layer_index)];
+      LayerRecord& layer = cell.layers.front();
       if (!layer.sparse) {
         count(site, BlockSelection::dense(site.geometry), layer);
         return;
@@ -386,18 +522,26 @@ class TraceEvaluation {
       TimeSample sample{layer.layer, site.step, scores.times, false};
       BlockSelection selection;
       {
-        const StageTimer timer(&sample.times, Stage::kSelect);
-        selection = select(site, *method.main.policy, *scores.main, density);
+        const AddSeconds timer(seconds_.attention);
+        {
+          const StageTimer stage(&sample.times, Stage::kSelect);
+          selection = select(site, *method.main.policy, *scores.main, density);
+        }
+        sample.attended = options_.output_error || !selection.only_blocks();
       }
-      if (cell.attribution) {
-        attribute(site, method, scores, density, selection, *cell.attribution);
+      {
+        const AddSeconds timer(seconds_.metrics);
+        if (cell.attribution) {
+          attribute(site, method, scores, density, selection, *cell.attribution);
+        }
       }
-      sample.attended = options_.output_error || !selection.only_blocks();
       if (sample.attended) {
-        const StageTimer timer(&sample.times, Stage::kAttention);
+        const AddSeconds timer(seconds_.attention);
+        const StageTimer stage(&sample.times, Stage::kAttention);
         backend_.attend(site.problem, selection, site.scratch);
       }
       cell.times.push_back(sample);
+      const AddSeconds timer(seconds_.metrics);
       count(site, selection, layer);
       measure(site, selection, cell);
       if (options_.save_selection) save(site, std::move(selection), scores, cell);
@@ -410,7 +554,7 @@ class TraceEvaluation {
                  const std::optional<double>& density, const BlockSelection& selection,
                  AttributionRecord& record) const {
     const auto set = [&](std::size_t variant, const BlockGrid& grid) {
-      record.recall[variant].set(site.layer_index, site.column, grid);
+      record.recall[variant].set(0, site.column, grid);
     };
     // One recall for each set of scores, however many variants it serves.
     std::array<std::optional<BlockGrid>, kNumVariants + 2> recalls;
@@ -423,12 +567,11 @@ class TraceEvaluation {
       std::optional<BlockGrid>& found = recalls[source];
       if (!found && source == kOfMethod) found = recall(site, selection);
       if (!found && source == kOfMass) {
-        found = recall(
-            site, select(site, *method.main.policy, scores_of_mass(site.mass), density));
+        found = recall(site, select(site, *method.main.policy, scores_of_mass(site.mass), density));
       }
       if (!found) {
-        found = recall(site, select(site, *method.variants[source].policy,
-                                    scores.variants[source], density));
+        found = recall(
+            site, select(site, *method.variants[source].policy, scores.variants[source], density));
       }
       set(v, *found);
     }
@@ -450,12 +593,11 @@ class TraceEvaluation {
       cell.row_sets = groups;
       for (const MetricInfo& metric : list_metrics()) {
         if (!metric.per_set) continue;
-        cell.metric(metric.metric) = MetricArray(static_cast<std::int64_t>(layers_.size()), groups,
-                                                 cell.columns(), metric.dense_value);
+        cell.metric(metric.metric) = MetricArray(1, groups, cell.columns(), metric.dense_value);
       }
     }
     const auto set = [&](Metric metric, const BlockGrid& grid) {
-      cell.metric(metric).set(site.layer_index, site.column, grid);
+      cell.metric(metric).set(0, site.column, grid);
     };
     const BlockGrid recalled = selection.only_blocks()
                                    ? mass_recall(site.mass, selection)
@@ -474,19 +616,17 @@ class TraceEvaluation {
       against_best(masses_of_keys(site), selection.in_keys());
     } else {
       // The best mix of blocks and single keys needs the mass of every (row, key) pair.
-      for (const Metric metric : {Metric::kOracleGap, Metric::kOracleGapSet, Metric::kTopkRecall}) {
-        cell.metric(metric) = MetricArray();
-      }
+      for (const Metric metric : kAgainstBest) cell.metric(metric) = MetricArray();
     }
     cell.selects_keys = cell.selects_keys || selection.has_tokens();
     if (options_.output_error) {
       set(Metric::kOutputError, output_error(site.dense, site.scratch, site.geometry));
       set(Metric::kCosine, output_cosine(site.dense, site.scratch, site.geometry));
     }
-    cell.density_rows.set(site.layer_index, site.column, row_density(selection, info_.num_heads));
+    cell.density_rows.set(0, site.column, row_density(selection, info_.num_heads));
     if (!cell.answer_recall.empty()) {
       const auto value = answer_recall(selection, spans_);
-      cell.answer_recall(site.layer_index, 0, std::max<std::int64_t>(site.step, 0)) =
+      cell.answer_recall(0, 0, std::max<std::int64_t>(site.step, 0)) =
           static_cast<float>(value.value_or(1.0));
     }
   }
@@ -515,12 +655,15 @@ class TraceEvaluation {
   const TraceInfo& info_;
   const EvalOptions& options_;
   const Backend& backend_;
+  Advance advance_;
   std::int64_t steps_;
   std::vector<std::pair<std::int64_t, std::int64_t>> spans_;
   std::vector<std::int64_t> layers_;
   std::vector<Method> methods_;
-  std::vector<CellRecord> cells_;
-  std::unique_ptr<Progress> progress_;
+  std::vector<CellRecord> heads_;  ///< what each cell is, and how it ended if it has
+  std::vector<CellRecord> cells_;  ///< of the current layer
+  LayerSeconds seconds_;           ///< of the current layer
+  std::size_t next_ = 0;           ///< the walks stand before this layer
   AttentionOutput dense_;
   AttentionOutput sparse_;
   BlockMass mass_;
@@ -530,13 +673,129 @@ class TraceEvaluation {
   BlockMass step_key_mass_;
 };
 
+LayerSeconds operator+(const LayerSeconds& a, const LayerSeconds& b) {
+  return {a.read + b.read,     a.rebuild + b.rebuild,     a.dense + b.dense,
+          a.scores + b.scores, a.attention + b.attention, a.metrics + b.metrics,
+          a.total + b.total,   a.separate + b.separate};
+}
+
+TraceEvaluation::TraceEvaluation(const TraceReader& trace, std::size_t input,
+                                 std::span<const std::unique_ptr<Policy>> policies,
+                                 const EvalOptions& options, const Backend& backend,
+                                 Advance advance)
+    : state_(
+          std::make_unique<State>(trace, input, policies, options, backend, std::move(advance))) {}
+TraceEvaluation::~TraceEvaluation() = default;
+TraceEvaluation::TraceEvaluation(TraceEvaluation&&) noexcept = default;
+
+const std::vector<std::int64_t>& TraceEvaluation::layers() const { return state_->layers(); }
+std::int64_t TraceEvaluation::layer_work() const { return state_->layer_work(); }
+std::size_t TraceEvaluation::num_cells() const { return state_->num_cells(); }
+LayerPart TraceEvaluation::evaluate(std::int64_t layer) { return state_->evaluate(layer); }
+
+namespace {
+
+[[noreturn]] void mismatch(std::int64_t layer, const std::string& what) {
+  throw Error(ErrorKind::kInput,
+              "layer " + std::to_string(layer) + " cannot be joined to the layers before: " + what,
+              "its part is of another run; run the sweep again with another -o");
+}
+
+void join_array(MetricArray& array, const MetricArray& part, std::int64_t layer) {
+  if (part.units != array.units || part.columns != array.columns) {
+    mismatch(layer, "an array has another shape");
+  }
+  array.layers += part.layers;
+  array.values.insert(array.values.end(), part.values.begin(), part.values.end());
+}
+
+/// Arrays over row sets exist from the first sparse layer on; layers before it have their values by
+/// identity.
+void join_sets(CellRecord& cell, CellRecord& part, std::int64_t layer) {
+  for (const MetricInfo& metric : list_metrics()) {
+    if (!metric.per_set) continue;
+    MetricArray& array = cell.metric(metric.metric);
+    MetricArray& added = part.metric(metric.metric);
+    if (array.empty() && added.empty()) continue;
+    const MetricArray& shape = array.empty() ? added : array;
+    const auto dense = [&](std::int64_t layers) {
+      return MetricArray(layers, shape.units, shape.columns, metric.dense_value);
+    };
+    if (added.empty()) added = dense(std::ssize(part.layers));
+    if (array.empty()) {
+      array = dense(std::ssize(cell.layers));
+      cell.row_sets = part.row_sets;
+    }
+    join_array(array, added, layer);
+  }
+}
+
+void join_cell(CellRecord& cell, CellRecord&& part, std::int64_t layer) {
+  if (cell.method != part.method || cell.density != part.density || cell.phase != part.phase) {
+    mismatch(layer, "it has other cells");
+  }
+  if (cell.status != CellStatus::kOk) return;
+  if (part.status != CellStatus::kOk) {
+    cell = std::move(part);
+    return;
+  }
+  if (cell.attribution.has_value() != part.attribution.has_value()) {
+    mismatch(layer, "it has other arrays");
+  }
+  cell.selects_keys = cell.selects_keys || part.selects_keys;
+  if (cell.selects_keys && cell.phase == Phase::kPrefill) {  // in no layer, then
+    for (const Metric metric : kAgainstBest) {
+      cell.metric(metric) = MetricArray();
+      part.metric(metric) = MetricArray();
+    }
+  }
+  join_sets(cell, part, layer);
+  for (const MetricInfo& metric : list_metrics()) {
+    if (metric.per_set) continue;
+    join_array(cell.metric(metric.metric), part.metric(metric.metric), layer);
+  }
+  join_array(cell.density_rows, part.density_rows, layer);
+  join_array(cell.answer_recall, part.answer_recall, layer);
+  if (cell.attribution) {
+    for (std::size_t v = 0; v < kNumVariants; ++v) {
+      join_array(cell.attribution->recall[v], part.attribution->recall[v], layer);
+    }
+  }
+  const auto append = [](auto& to, auto&& from) {
+    std::move(from.begin(), from.end(), std::back_inserter(to));
+  };
+  append(cell.layers, part.layers);
+  append(cell.times, part.times);
+  append(cell.saved, part.saved);
+}
+
 }  // namespace
+
+std::vector<CellRecord> join_layers(std::vector<LayerPart> parts) {
+  if (parts.empty()) throw Error(ErrorKind::kInput, "there are no layers to join");
+  std::vector<CellRecord> cells = std::move(parts.front().cells);
+  for (LayerPart& part : std::span(parts).subspan(1)) {
+    if (part.cells.size() != cells.size()) mismatch(part.layer, "it has other cells");
+    for (std::size_t c = 0; c < cells.size(); ++c) {
+      join_cell(cells[c], std::move(part.cells[c]), part.layer);
+    }
+    part.cells = {};
+  }
+  return cells;
+}
 
 std::vector<CellRecord> evaluate_trace(const TraceReader& trace, std::size_t input,
                                        std::span<const std::unique_ptr<Policy>> policies,
                                        const EvalOptions& options, const Backend& backend,
                                        bool quiet) {
-  return TraceEvaluation(trace, input, policies, options, backend, quiet).run();
+  std::optional<Progress> progress;
+  TraceEvaluation evaluation(
+      trace, input, policies, options, backend,
+      [&](std::int64_t work, const std::string& where) { progress->advance(work, where); });
+  progress.emplace("evaluating", evaluation.layer_work() * std::ssize(evaluation.layers()), quiet);
+  std::vector<LayerPart> parts;
+  for (std::int64_t layer : evaluation.layers()) parts.push_back(evaluation.evaluate(layer));
+  return join_layers(std::move(parts));
 }
 
 }  // namespace sw

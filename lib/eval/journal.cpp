@@ -78,6 +78,49 @@ void describe_differences(const Json* there, const Json* now, const std::string&
   out.push_back(path + ": " + brief(there) + " there, " + brief(now) + " now");
 }
 
+/// Calls on_line(number, json) for the lines of a journal, 1 being the identity; returns the bytes
+/// of those that are whole.
+template <class F>
+std::size_t scan(const std::string& path, std::string_view text, F&& on_line) {
+  const std::string_view begin = text.substr(0, kMagic.size());
+  if (begin != kMagic.substr(0, begin.size())) {
+    throw Error(ErrorKind::kInput, "'" + path + "' is not a journal of this version",
+                "move it away, or choose another -o");
+  }
+  std::size_t at = 0;
+  for (std::int64_t number = 1; at < text.size(); ++number) {
+    const std::size_t end = text.find('\n', at);
+    std::optional<Json> json;
+    if (end != std::string_view::npos) {
+      const std::size_t skip = number == 1 ? kMagic.size() : 0;
+      json = parse_line(text.substr(at, end - at).substr(std::min(skip, end - at)),
+                        "'" + path + "', line " + std::to_string(number) + ",");
+    }
+    const std::size_t next = end == std::string_view::npos ? text.size() : end + 1;
+    if (!json) {
+      if (next == text.size()) break;  // torn
+      throw Error(ErrorKind::kInput,
+                  "'" + path + "' is damaged: line " + std::to_string(number) +
+                      " does not match its checksum, and is not the last",
+                  "restore it from a copy, or delete it and run again");
+    }
+    on_line(number, std::move(*json));
+    at = next;
+  }
+  return at;
+}
+
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+void require_same(const std::string& path, const Json& there, const Json& now) {
+  if (there == now) return;
+  throw Error(ErrorKind::kUsage,
+              "'" + path + "' is of another run: " + journal_differences(there, now),
+              "choose another -o, or delete the journal to start again");
+}
+
 [[noreturn]] void fail_output(const std::string& path, const std::string& what) {
   throw Error(ErrorKind::kOutput, "cannot write '" + path + "': " + what,
               "check the folder, its permissions and the space on its disk");
@@ -85,7 +128,41 @@ void describe_differences(const Json* there, const Json* now, const std::string&
 
 }  // namespace
 
-Journal::Journal(const std::string& path, const Json& identity) : path_(path) {
+std::string journal_differences(const Json& there, const Json& now) {
+  std::vector<std::string> differences;
+  describe_differences(&there, &now, "", differences);
+  std::string message;
+  constexpr std::size_t kShown = 4;
+  for (std::size_t i = 0; i < std::min(kShown, differences.size()); ++i) {
+    message += (i > 0 ? "; " : "") + differences[i];
+  }
+  if (differences.size() > kShown) {
+    message += "; and " + std::to_string(differences.size() - kShown) + " more";
+  }
+  return message;
+}
+
+JournalReader::JournalReader(const std::string& path) : file_(path) {
+  const std::string_view text = text_of(file_);
+  const std::size_t end = text.find('\n');
+  scan(path, text.substr(0, end == std::string_view::npos ? end : end + 1),
+       [&](std::int64_t, Json&& json) {
+         identity_ = std::make_shared<const Json>(std::move(json));
+       });
+  if (identity_ == nullptr) {
+    throw Error(ErrorKind::kInput, "'" + path + "' is empty: its run was stopped as it began",
+                "run it again");
+  }
+}
+
+void JournalReader::read(const JournalVisitor& visit) const {
+  scan(path(), text_of(file_), [&](std::int64_t number, Json&& json) {
+    if (number > 1) visit(std::move(json));
+  });
+}
+
+Journal::Journal(const std::string& path, const Json& identity, JournalVisitor visit)
+    : path_(path), visit_(std::move(visit)) {
   do {
     file_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   } while (file_ < 0 && errno == EINTR);
@@ -121,53 +198,12 @@ void Journal::read(const Json& identity) {
   std::size_t file_size = 0;
   if (status.st_size > 0) {
     const MappedFile mapped(path_);
-    const std::string_view text(reinterpret_cast<const char*>(mapped.bytes().data()),
-                                mapped.bytes().size());
-    file_size = text.size();
-    const std::string_view begin = text.substr(0, kMagic.size());
-    if (begin != kMagic.substr(0, begin.size())) {
-      throw Error(ErrorKind::kInput, "'" + path_ + "' is not a journal of this version",
-                  "move it away, or choose another -o");
-    }
-    std::int64_t number = 0;
-    for (std::size_t at = 0; at < text.size();) {
-      ++number;
-      const std::size_t end = text.find('\n', at);
-      std::optional<Json> json;
-      if (end != std::string_view::npos) {
-        const std::size_t skip = number == 1 ? kMagic.size() : 0;
-        json = parse_line(text.substr(at, end - at).substr(std::min(skip, end - at)),
-                          "'" + path_ + "', line " + std::to_string(number) + ",");
-      }
-      const std::size_t next = end == std::string_view::npos ? text.size() : end + 1;
-      if (!json) {
-        if (next == text.size()) break;  // torn
-        throw Error(ErrorKind::kInput,
-                    "'" + path_ + "' is damaged: line " + std::to_string(number) +
-                        " does not match its checksum, and is not the last",
-                    "restore it from a copy, or delete it and run again");
-      }
-      if (number == 1) {
-        if (*json != identity) {
-          std::vector<std::string> differences;
-          describe_differences(&*json, &identity, "", differences);
-          std::string message;
-          constexpr std::size_t kShown = 4;
-          for (std::size_t i = 0; i < std::min(kShown, differences.size()); ++i) {
-            message += (i > 0 ? "; " : "") + differences[i];
-          }
-          if (differences.size() > kShown) {
-            message += "; and " + std::to_string(differences.size() - kShown) + " more";
-          }
-          throw Error(ErrorKind::kUsage, "'" + path_ + "' is of another run: " + message,
-                      "choose another -o, or delete the journal to start again");
-        }
-      } else {
-        entries_.push_back(std::move(*json));
-      }
-      at = next;
-      size_ = static_cast<std::int64_t>(at);
-    }
+    file_size = mapped.bytes().size();
+    size_ = static_cast<std::int64_t>(
+        scan(path_, text_of(mapped), [&](std::int64_t number, Json&& json) {
+          if (number == 1) return require_same(path_, json, identity);
+          visit_ ? visit_(std::move(json)) : entries_.push_back(std::move(json));
+        }));
   }
   if (static_cast<std::size_t>(size_) < file_size) {
     dropped_bytes_ = static_cast<std::int64_t>(file_size) - size_;
@@ -188,7 +224,7 @@ void Journal::append(const Json& entry) {
   const std::string text = dump(entry);
   Json stored = parse_json_object(text, "an entry of '" + path_ + "'", kDeepest);
   write_line(make_line(text));
-  entries_.push_back(std::move(stored));
+  visit_ ? visit_(std::move(stored)) : entries_.push_back(std::move(stored));
 }
 
 void Journal::write_line(const std::string& line) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <tuple>
 
@@ -15,7 +16,6 @@
 #include "core/text.hpp"
 #include "eval/distribution.hpp"
 #include "eval/prompt_codec.hpp"
-#include "eval/run_entry.hpp"
 
 namespace sw {
 namespace {
@@ -90,64 +90,70 @@ class ResidualRecorder {
   std::vector<float> per_layer_;  // [layers, sampled, hidden]
 };
 
-class ModelRun {
+/// A text as the windows of a task cut it.
+struct WindowedText {
+  std::vector<std::int32_t> ids;
+  std::vector<TextWindow> windows;
+};
+
+WindowedText cut_text(const Tokenizer& tokenizer, const Task& task,
+                      const ModelRunOptions& options) {
+  WindowedText text;
+  text.ids = tokenizer.encode(task.sample(0, count_words).sample.prompt, SpecialText::kPlain);
+  if (text.ids.size() < 2) {
+    throw Error(ErrorKind::kInput, task.name() + ": the text has fewer than two tokens");
+  }
+  text.windows = text_windows(std::ssize(text.ids), options.context,
+                              options.stride > 0 ? options.stride : options.context);
+  return text;
+}
+
+}  // namespace
+
+std::vector<std::int64_t> count_samples(const Tokenizer& tokenizer, std::span<const Task> tasks,
+                                        const ModelRunOptions& options) {
+  std::vector<std::int64_t> samples;
+  for (const Task& task : tasks) {
+    const std::int64_t count = task.kind() == TaskKind::kPerplexity
+                                   ? std::ssize(cut_text(tokenizer, task, options).windows)
+                                   : task.size();
+    samples.push_back(std::min(count, options.limit));
+  }
+  return samples;
+}
+
+class ModelEvaluation::State {
  public:
-  ModelRun(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
-           std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
-           Journal& journal, bool quiet)
-      : model_(model),
-        tokenizer_(tokenizer),
-        tasks_(tasks),
-        arms_(arms),
-        options_(options),
-        journal_(journal),
-        quiet_(quiet) {
+  State(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
+        std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options)
+      : model_(model), tokenizer_(tokenizer), tasks_(tasks), arms_(arms), options_(options) {
     check_options();
     for (const Arm& arm : arms) {
       attention_.emplace_back(arm, backend, options.block, model.config().layers);
     }
-    for (const nlohmann::json& json : journal.entries()) {
-      if (json.contains("event")) continue;
-      const RunEntry entry = run_entry_from_json(json);
-      finished_.emplace(entry.task, entry.sample, entry.arm);
-    }
     newline_ = newline_token();
+    for (const Task& task : tasks_) {
+      WindowedText& text = texts_.emplace_back();
+      if (task.kind() == TaskKind::kPerplexity) text = cut_text(tokenizer_, task, options_);
+      const std::int64_t count =
+          task.kind() == TaskKind::kPerplexity ? std::ssize(text.windows) : task.size();
+      samples_.push_back(std::min(count, options_.limit));
+    }
   }
 
-  void run() {
-    std::vector<std::int64_t> samples;
-    std::vector<std::vector<std::int32_t>> texts(tasks_.size());
-    std::vector<std::vector<TextWindow>> windows(tasks_.size());
-    std::int64_t total = 0;
-    for (std::size_t t = 0; t < tasks_.size(); ++t) {
-      const Task& task = tasks_[t];
-      std::int64_t count = task.size();
-      if (task.kind() == TaskKind::kPerplexity) {
-        texts[t] =
-            tokenizer_.encode(task.sample(0, count_words).sample.prompt, SpecialText::kPlain);
-        if (texts[t].size() < 2) {
-          throw Error(ErrorKind::kInput, task.name() + ": the text has fewer than two tokens");
-        }
-        windows[t] = text_windows(std::ssize(texts[t]), options_.context,
-                                  options_.stride > 0 ? options_.stride : options_.context);
-        count = std::ssize(windows[t]);
-      }
-      samples.push_back(std::min(count, options_.limit));
-      total += samples.back() * std::ssize(arms_);
-    }
-    Progress progress("running", total, quiet_);
-    progress_ = &progress;
-    progress.skip(std::ssize(finished_));
-    for (std::size_t t = 0; t < tasks_.size(); ++t) {
-      for (std::int64_t i = 0; i < samples[t]; ++i) {
-        const std::vector<std::size_t> pending = pending_arms(tasks_[t], i);
-        if (pending.empty()) continue;
-        if (tasks_[t].kind() == TaskKind::kPerplexity) {
-          run_window(tasks_[t], i, texts[t], windows[t][static_cast<std::size_t>(i)], pending);
-        } else {
-          run_sample(tasks_[t], i, pending);
-        }
-      }
+  const std::vector<std::int64_t>& samples() const { return samples_; }
+
+  void run(std::size_t task, std::int64_t sample, const std::vector<std::size_t>& pending,
+           const std::function<void(RunEntry&&)>& take, const std::function<void()>& tick) {
+    take_ = take;
+    tick_ = tick;
+    listeners_.clear();  // of a sample that could not be run
+    if (tasks_[task].kind() == TaskKind::kPerplexity) {
+      const WindowedText& text = texts_[task];
+      run_window(tasks_[task], sample, text.ids, text.windows[static_cast<std::size_t>(sample)],
+                 pending);
+    } else {
+      run_sample(tasks_[task], sample, pending);
     }
   }
 
@@ -181,14 +187,6 @@ class ModelRun {
     return ids.empty() ? -1 : ids.back();
   }
 
-  std::vector<std::size_t> pending_arms(const Task& task, std::int64_t sample) const {
-    std::vector<std::size_t> pending;
-    for (std::size_t a = 0; a < arms_.size(); ++a) {
-      if (!finished_.contains({task.name(), sample, arms_[a].label()})) pending.push_back(a);
-    }
-    return pending;
-  }
-
   Session& session(std::int64_t capacity) {
     if (!session_ || capacity > capacity_) {
       capacity_ = std::max(capacity, options_.context);
@@ -202,6 +200,7 @@ class ModelRun {
       session_ = std::make_unique<Session>(
           model_,
           [this](const AttentionProblem& problem, AttentionOutput& output) {
+            if (tick_) tick_();
             (*current_)(problem, output);
             for (ArmAttention* listener : listeners_) listener->observe_prefill(problem);
           },
@@ -209,12 +208,6 @@ class ModelRun {
     }
     session_->rewind(0);
     return *session_;
-  }
-
-  void append(RunEntry entry) {
-    finished_.emplace(entry.task, entry.sample, entry.arm);
-    progress_->advance(1, entry.task + " " + std::to_string(entry.sample) + ", " + entry.arm);
-    journal_.append(to_json(entry));
   }
 
   PromptCodec codec_for(const Sample& sample) const {
@@ -339,7 +332,7 @@ class ModelRun {
       reply.score = task.scorer()->score(reply.text, reply.answers, reply.classes);
       entry.reply = std::move(reply);
       take_usage(entry, attention_[a]);
-      append(std::move(entry));
+      take_(std::move(entry));
     };
     const auto prefill = [&](Session& session, std::size_t a) {
       attention_[a].begin();
@@ -387,8 +380,8 @@ class ModelRun {
     for (const std::size_t a : todo) {
       ResidualRecorder& recorder = a == 0 ? dense_ : sparse_;
       RunEntry entry = run_arm(task, index, ids, window, a, recorder);
-      const bool known = finished_.contains({entry.task, entry.sample, entry.arm});
-      if (!known) append(std::move(entry));
+      const bool wanted = std::find(pending.begin(), pending.end(), a) != pending.end();
+      if (wanted) take_(std::move(entry));
     }
   }
 
@@ -488,12 +481,12 @@ class ModelRun {
   std::span<const Task> tasks_;
   std::span<const Arm> arms_;
   const ModelRunOptions& options_;
-  Journal& journal_;
-  bool quiet_;
   std::vector<ArmAttention> attention_;  // by arm
-  std::set<std::tuple<std::string, std::int64_t, std::string>> finished_;
+  std::vector<WindowedText> texts_;      // by task; empty but for perplexity
+  std::vector<std::int64_t> samples_;    // by task
   std::int32_t newline_ = -1;
-  Progress* progress_ = nullptr;
+  std::function<void(RunEntry&&)> take_;
+  std::function<void()> tick_;
   std::unique_ptr<Session> session_;
   std::int64_t capacity_ = 0;
   ArmAttention* current_ = nullptr;       // what the session's attention calls
@@ -503,7 +496,20 @@ class ModelRun {
   ResidualRecorder sparse_;
 };
 
-}  // namespace
+ModelEvaluation::ModelEvaluation(const Model& model, const Tokenizer& tokenizer,
+                                 std::span<const Task> tasks, std::span<const Arm> arms,
+                                 const Backend& backend, const ModelRunOptions& options)
+    : state_(std::make_unique<State>(model, tokenizer, tasks, arms, backend, options)) {}
+ModelEvaluation::~ModelEvaluation() = default;
+
+const std::vector<std::int64_t>& ModelEvaluation::samples() const { return state_->samples(); }
+
+void ModelEvaluation::run(std::size_t task, std::int64_t sample,
+                          const std::vector<std::size_t>& pending,
+                          const std::function<void(RunEntry&&)>& take,
+                          const std::function<void()>& tick) {
+  state_->run(task, sample, pending, take, tick);
+}
 
 std::vector<TextWindow> text_windows(std::int64_t tokens, std::int64_t context,
                                      std::int64_t stride) {
@@ -526,7 +532,32 @@ std::vector<TextWindow> text_windows(std::int64_t tokens, std::int64_t context,
 void run_model(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
                std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
                Journal& journal, bool quiet) {
-  ModelRun(model, tokenizer, tasks, arms, backend, options, journal, quiet).run();
+  ModelEvaluation evaluation(model, tokenizer, tasks, arms, backend, options);
+  std::set<std::tuple<std::string, std::int64_t, std::string>> finished;
+  for (const nlohmann::json& json : journal.entries()) {
+    if (json.contains("event")) continue;
+    const RunEntry entry = run_entry_from_json(json);
+    finished.emplace(entry.task, entry.sample, entry.arm);
+  }
+  const std::vector<std::int64_t>& samples = evaluation.samples();
+  Progress progress(
+      "running",
+      std::accumulate(samples.begin(), samples.end(), std::int64_t{0}) * std::ssize(arms), quiet);
+  progress.skip(std::ssize(finished));
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    for (std::int64_t i = 0; i < samples[t]; ++i) {
+      std::vector<std::size_t> pending;
+      for (std::size_t a = 0; a < arms.size(); ++a) {
+        if (!finished.contains({tasks[t].name(), i, arms[a].label()})) pending.push_back(a);
+      }
+      if (pending.empty()) continue;
+      const auto take = [&](RunEntry&& entry) {
+        progress.advance(1, entry.task + " " + std::to_string(entry.sample) + ", " + entry.arm);
+        journal.append(to_json(entry));
+      };
+      evaluation.run(t, i, pending, take, {});
+    }
+  }
 }
 
 }  // namespace sw

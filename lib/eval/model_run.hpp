@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -11,6 +13,7 @@
 #include "dataset/task.hpp"
 #include "eval/arm.hpp"
 #include "eval/journal.hpp"
+#include "eval/run_entry.hpp"
 #include "model/chat_template.hpp"
 #include "model/tokenizer.hpp"
 #include "model/transformer.hpp"
@@ -33,12 +36,39 @@ struct ModelRunOptions {
   std::int64_t decode_tokens = 128;
 };
 
-/// Runs what the journal does not hold yet. arms[0] is the dense arm, the reference of all others.
-/// A sample that cannot be run stops the run with its Error: nothing is lost, and the same command
-/// goes on from there.
-///
-/// Throws Error(kUsage) for options out of range (a context longer than the model's among them),
-/// Error(kInput) for a broken record, and what backends and the journal throw.
+/// Samples or windows of each task that a run takes. Throws Error(kUsage) for options out of range,
+/// Error(kInput) for a text of fewer than two tokens.
+std::vector<std::int64_t> count_samples(const Tokenizer& tokenizer, std::span<const Task> tasks,
+                                        const ModelRunOptions& options);
+
+/// A model evaluation, a sample at a time. arms[0] is the dense arm, the reference of all others.
+class ModelEvaluation {
+ public:
+  /// What is given has to outlive the evaluation. Throws Error(kUsage) for options out of range (a
+  /// context longer than the model's among them).
+  ModelEvaluation(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
+                  std::span<const Arm> arms, const Backend& backend,
+                  const ModelRunOptions& options);
+  ~ModelEvaluation();
+
+  /// Samples or windows of each task.
+  const std::vector<std::int64_t>& samples() const;
+
+  /// Runs the arms `pending` (indices, ascending) of one sample and gives each to `take` as soon as
+  /// it is finished. `tick`, which may be empty, is called at every layer and may throw anything to
+  /// give up; the evaluation cannot be used any more then. Throws Error(kInput) for a broken
+  /// record, and what backends throw.
+  void run(std::size_t task, std::int64_t sample, const std::vector<std::size_t>& pending,
+           const std::function<void(RunEntry&&)>& take, const std::function<void()>& tick);
+
+ private:
+  class State;
+  std::unique_ptr<State> state_;
+};
+
+/// Runs what the journal does not hold yet. A sample that cannot be run stops the run with its
+/// Error: nothing is lost, and the same command goes on from there. The other errors are those of
+/// ModelEvaluation and of the journal.
 void run_model(const Model& model, const Tokenizer& tokenizer, std::span<const Task> tasks,
                std::span<const Arm> arms, const Backend& backend, const ModelRunOptions& options,
                Journal& journal, bool quiet);

@@ -160,6 +160,13 @@ ModelCell collect(std::span<const RunEntry> entries, std::size_t task, std::size
   }
   std::sort(cell.entries.begin(), cell.entries.end(),
             [](const RunEntry* a, const RunEntry* b) { return a->sample < b->sample; });
+  // A mean over the samples that happened to work would be of other samples than the others' means.
+  for (const RunEntry* entry : cell.entries) {
+    if (entry->failure.empty()) continue;
+    cell.failure = "sample " + std::to_string(entry->sample) + ": " + entry->failure;
+    cell.entries.clear();
+    return cell;
+  }
   cell.samples = std::ssize(cell.entries);
   for (const RunEntry* entry : cell.entries) {
     if (entry->prompt.tokens < entry->prompt.untruncated) ++cell.truncated;

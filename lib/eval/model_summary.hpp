@@ -50,6 +50,7 @@ struct ModelCell {
   std::size_t task = 0;
   std::size_t arm = 0;
   std::int64_t samples = 0;    ///< replies or windows; 0: nothing was run, all else is empty
+  std::string failure;         ///< of the first sample that could not be run; samples is 0 then
   std::int64_t truncated = 0;  ///< prompts that lost a part
   DensitySummary density;
   std::vector<double> density_per_layer;  ///< prefill

@@ -65,6 +65,12 @@ LayerUsage usage_from_json(const Json& json) {
 }  // namespace
 
 Json to_json(const RunEntry& entry) {
+  if (!entry.failure.empty()) {
+    return {{"task", entry.task},
+            {"sample", entry.sample},
+            {"arm", entry.arm},
+            {"failure", entry.failure}};
+  }
   Json json = {{"task", entry.task},
                {"sample", entry.sample},
                {"arm", entry.arm},
@@ -112,6 +118,10 @@ RunEntry run_entry_from_json(const Json& json) {
     json.at("task").get_to(entry.task);
     json.at("sample").get_to(entry.sample);
     json.at("arm").get_to(entry.arm);
+    if (const auto failure = json.find("failure"); failure != json.end()) {
+      failure->get_to(entry.failure);
+      return entry;
+    }
     json.at("id").get_to(entry.id);
     json.at("group").get_to(entry.group);
     const Json& prompt = json.at("prompt");

@@ -51,6 +51,7 @@ struct RunEntry {
   std::string task;         ///< Task::name()
   std::int64_t sample = 0;  ///< index of the sample or window
   std::string arm;          ///< Arm::label()
+  std::string failure;      ///< why it could not be run; all below is empty then. "": it was
   std::string id;           ///< the record's own id
   std::string group;        ///< TaskSample::group
   PromptIdentity prompt;

@@ -27,6 +27,13 @@ Interval bootstrap_mean(std::span<const std::vector<double>> inputs,
                         std::int64_t resamples = kBootstrapResamples,
                         std::uint64_t seed = kBootstrapSeed);
 
+/// The same for several quantities that were measured on the same units: `series` holds the inputs
+/// of each, all of one shape. Each interval is exactly that of bootstrap_mean, but the units are
+/// drawn once for all. Throws std::invalid_argument on no values and on different shapes.
+std::vector<Interval> bootstrap_means(std::span<const std::vector<std::vector<double>>> series,
+                                      std::int64_t resamples = kBootstrapResamples,
+                                      std::uint64_t seed = kBootstrapSeed);
+
 /// Sum over number; `values` is not empty.
 double mean(std::span<const double> values);
 

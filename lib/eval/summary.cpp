@@ -71,21 +71,46 @@ std::vector<double> layer_means(const MetricArray& array) {
   return means;
 }
 
-/// Summary of one array, over the cells that have it.
-template <class Get>
-std::optional<MetricSummary> summarize_metric(const CellGroup& cells, Get get) {
-  std::vector<std::vector<double>> inputs;
-  MetricSummary summary;
-  for (const CellRecord* cell : cells) {
-    const MetricArray& array = get(*cell);
-    if (array.empty()) continue;
-    inputs.push_back(column_means(*cell, array));
-    if (cells.size() == 1) summary.per_layer = layer_means(array);
+using Series = std::vector<std::vector<double>>;  ///< by input, by column
+
+/// Summaries of arrays over the cells that have them. What was measured on the same columns is
+/// resampled together.
+class MetricSummaries {
+ public:
+  template <class Get>
+  void add(const CellGroup& cells, std::optional<MetricSummary>& summary, Get get) {
+    Series series;
+    for (const CellRecord* cell : cells) {
+      const MetricArray& array = get(*cell);
+      if (array.empty()) continue;
+      series.push_back(column_means(*cell, array));
+      if (!summary) summary.emplace();
+      if (cells.size() == 1) summary->per_layer = layer_means(array);
+    }
+    if (!summary) return;
+    std::vector<std::size_t> shape;
+    for (const auto& columns : series) shape.push_back(columns.size());
+    Batch& batch = batches_[shape];
+    batch.series.push_back(std::move(series));
+    batch.summaries.push_back(&*summary);
   }
-  if (inputs.empty()) return std::nullopt;
-  summary.overall = bootstrap_mean(inputs);
-  return summary;
-}
+
+  void resample() {
+    for (const auto& [shape, batch] : batches_) {
+      const std::vector<Interval> intervals = bootstrap_means(batch.series);
+      for (std::size_t i = 0; i < intervals.size(); ++i) {
+        batch.summaries[i]->overall = intervals[i];
+      }
+    }
+  }
+
+ private:
+  struct Batch {
+    std::vector<Series> series;
+    std::vector<MetricSummary*> summaries;
+  };
+  std::map<std::vector<std::size_t>, Batch> batches_;
+};
 
 /// Mean over the columns of a unit of a layer.
 double unit_layer_mean(const MetricArray& array, std::int64_t layer, std::int64_t unit) {
@@ -242,13 +267,15 @@ Summary summarize(const CellRecord& first, const CellGroup& group,
   summary.inputs = static_cast<std::int64_t>(group.size());
   if (group.empty()) return summary;
   summary.realised = summarize_density(group);
+  MetricSummaries metrics;
   for (const MetricInfo& metric : list_metrics()) {
-    summary.metrics[static_cast<std::size_t>(metric.metric)] = summarize_metric(
-        group,
+    metrics.add(
+        group, summary.metrics[static_cast<std::size_t>(metric.metric)],
         [&](const CellRecord& cell) -> const MetricArray& { return cell.metric(metric.metric); });
   }
-  summary.answer_recall = summarize_metric(
-      group, [](const CellRecord& cell) -> const MetricArray& { return cell.answer_recall; });
+  metrics.add(group, summary.answer_recall,
+              [](const CellRecord& cell) -> const MetricArray& { return cell.answer_recall; });
+  metrics.resample();
   summary.versus_sink_window = compare(group, cells);
   if (group.size() == 1) {
     const CellRecord& cell = *group.front();

@@ -245,6 +245,7 @@ class SketchWalkPolicy final : public Policy {
     return options_.budget.kind == Budget::Kind::kMatched ||
            (options_.budget.kind == Budget::Kind::kFixed && options_.budget.tau == 0);
   }
+  bool carries_walk() const override { return options_.walk != Walk::kNone; }
   Budget budget() const override { return options_.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState& walk,

@@ -20,8 +20,16 @@ std::string padded(std::int64_t number, int digits) {
   return text;
 }
 
+/// A creation list of `kind` without times of its objects: the same report is the same bytes.
+hdf5::PropertyList timeless(hid_t kind) {
+  hdf5::PropertyList creation(H5Pcreate(kind));
+  check(H5Pset_obj_track_times(creation.get(), false));
+  return creation;
+}
+
 hdf5::Group make_group(hid_t parent, const std::string& name) {
-  return hdf5::Group(H5Gcreate2(parent, name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT));
+  const hdf5::PropertyList creation = timeless(H5P_GROUP_CREATE);
+  return hdf5::Group(H5Gcreate2(parent, name.c_str(), H5P_DEFAULT, creation.get(), H5P_DEFAULT));
 }
 
 hid_t stored_type(float) { return H5T_IEEE_F32LE; }
@@ -36,7 +44,7 @@ hdf5::Dataset write_array(hid_t parent, const std::string& name, std::span<const
                           const std::vector<hsize_t>& shape) {
   const auto rank = static_cast<int>(shape.size());
   const hdf5::Space space(H5Screate_simple(rank, shape.data(), nullptr));
-  const hdf5::PropertyList creation(H5Pcreate(H5P_DATASET_CREATE));
+  const hdf5::PropertyList creation = timeless(H5P_DATASET_CREATE);
   if (!values.empty()) {
     std::vector<hsize_t> chunk = shape;
     if (rank > 1) chunk[0] = 1;
@@ -293,7 +301,8 @@ void write_file_of_cells(const std::string& created, const std::string& path,
     check(H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG));
     check(H5Pset_file_locking(access.get(), false, true));
     check(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110));
-    hdf5::File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()));
+    const hdf5::PropertyList creation = timeless(H5P_FILE_CREATE);
+    hdf5::File file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.get(), access.get()));
     hdf5::write_attribute(file.get(), "format", std::string("sketchwalk-report"));
     hdf5::write_attribute(file.get(), "version", std::int64_t{kReportVersion});
     hdf5::write_attribute(file.get(), "created", created);

@@ -207,6 +207,22 @@ Json summary_json(const Summary& summary) {
   return json;
 }
 
+Json to_json(const LayerSeconds& work) {
+  const auto ratio = [](double a, double b) { return b > 0.0 ? Json(a / b) : Json(nullptr); };
+  return {{"unit", "seconds"},
+          {"read", work.read},
+          {"rebuild", work.rebuild},
+          {"dense", work.dense},
+          {"scores", work.scores},
+          {"attention", work.attention},
+          {"metrics", work.metrics},
+          {"distinct", work.distinct()},
+          {"total", work.total},
+          {"total_to_distinct", ratio(work.total, work.distinct())},
+          {"separate_cells", work.separate},
+          {"separate_to_total", ratio(work.separate, work.total)}};
+}
+
 }  // namespace
 
 Json to_json(const Report& report) {
@@ -223,15 +239,17 @@ Json to_json(const Report& report) {
       over_inputs.push_back(summary_json(summary));
     }
   }
-  return {{"schema_version", kReportVersion},
-          {"created", report.created},
-          {"seconds", report.seconds},
-          {"command", report.command},
-          {"environment", to_json(report.environment)},
-          {"inputs", inputs},
-          {"protocol", to_json(report.protocol)},
-          {"cells", cells},
-          {"summary", over_inputs}};
+  Json json = {{"schema_version", kReportVersion},
+               {"created", report.created},
+               {"seconds", report.seconds},
+               {"command", report.command},
+               {"environment", to_json(report.environment)},
+               {"inputs", inputs},
+               {"protocol", to_json(report.protocol)}};
+  if (report.work) json["work"] = to_json(*report.work);
+  json["cells"] = std::move(cells);
+  json["summary"] = std::move(over_inputs);
+  return json;
 }
 
 std::string to_json_text(const Report& report) {

@@ -94,6 +94,11 @@ Json guard_json(const ModelCell& cell) {
           {"truncated", cell.truncated}};
 }
 
+const char* status_of(const ModelCell& cell) {
+  if (!cell.failure.empty()) return status_name(CellStatus::kFailed);
+  return status_name(cell.samples > 0 ? CellStatus::kOk : CellStatus::kSkipped);
+}
+
 Json cell_json(const ModelReport& report, const ModelCell& cell, std::size_t index) {
   const ArmInfo& arm = report.arms[cell.arm];
   const TaskInfo& task = report.tasks[cell.task];
@@ -103,8 +108,10 @@ Json cell_json(const ModelReport& report, const ModelCell& cell, std::size_t ind
                {"method", arm.method},
                {"density", nullable(arm.density)},
                {"input", task.name},
-               {"status", cell.samples > 0 ? "ok" : "skipped"},
-               {"reason", cell.samples > 0 ? Json(nullptr) : Json("not run")},
+               {"status", status_of(cell)},
+               {"reason", cell.samples > 0       ? Json(nullptr)
+                          : cell.failure.empty() ? Json("not run")
+                                                 : Json(cell.failure)},
                {"samples", cell.samples}};
   if (cell.samples == 0) return json;
   json["protocol"] = guard_json(cell);
@@ -286,6 +293,11 @@ std::string report_table(const ModelReport& report, const ModelSummary& summary)
                    fixed(100.0 * o.paired.minimum_detectable, 1), verdict_name(o.paired.verdict)});
     }
     text += columns.text() + "\n";
+  }
+  for (const ModelCell& cell : summary.cells) {
+    if (cell.failure.empty()) continue;
+    text += "failed: " + report.arms[cell.arm].label + ", " + report.tasks[cell.task].name + ", " +
+            cell.failure + "\n";
   }
   if (flagged) {
     text +=

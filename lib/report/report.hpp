@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "eval/evaluate.hpp"
 #include "eval/record.hpp"
 #include "report/environment.hpp"
 
@@ -34,6 +35,7 @@ struct Report {
   Protocol protocol;
   std::vector<InputRecord> inputs;
   std::vector<CellRecord> cells;
+  std::optional<LayerSeconds> work;  ///< of sweeps: where the seconds went, all units together
 };
 
 inline constexpr int kReportVersion = 1;

@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
+
+#include "core/rng.hpp"
 
 namespace sw {
 namespace {
@@ -78,6 +81,46 @@ TEST(Median, AndItsDeviation) {
   EXPECT_DOUBLE_EQ(median({3.0, 1.0, 2.0}), 2.0);
   EXPECT_DOUBLE_EQ(median({4.0, 1.0, 2.0, 3.0}), 2.5);
   EXPECT_DOUBLE_EQ(median_absolute_deviation({1.0, 1.0, 2.0, 2.0, 4.0, 6.0, 9.0}), 1.0);
+}
+
+TEST(Bootstrap, TogetherIsOneByOne) {
+  // The definition, one quantity at a time: draws in the order of inputs and units, then sorting.
+  const auto naive = [](const Inputs& inputs) {
+    SplitMix64 rng(kBootstrapSeed);
+    std::vector<double> means;
+    for (std::int64_t r = 0; r < kBootstrapResamples; ++r) {
+      double total = 0.0;
+      for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const auto& values = inputs[inputs.size() == 1 ? 0 : rng.below(inputs.size())];
+        double sum = 0.0;
+        for (std::size_t u = 0; u < values.size(); ++u) sum += values[rng.below(values.size())];
+        total += sum / static_cast<double>(values.size());
+      }
+      means.push_back(total / static_cast<double>(inputs.size()));
+    }
+    std::sort(means.begin(), means.end());
+    return std::pair(quantile(means, (1.0 - kConfidence) / 2.0),
+                     quantile(means, (1.0 + kConfidence) / 2.0));
+  };
+  SplitMix64 rng(3);
+  for (const std::vector<std::size_t>& shape :
+       {std::vector<std::size_t>{7}, std::vector<std::size_t>{3, 5, 2}}) {
+    std::vector<Inputs> series(11);
+    for (Inputs& inputs : series) {
+      for (std::size_t units : shape) {
+        auto& values = inputs.emplace_back();
+        for (std::size_t u = 0; u < units; ++u) values.push_back(rng.uniform());
+      }
+    }
+    const std::vector<Interval> together = bootstrap_means(series);
+    ASSERT_EQ(together.size(), series.size());
+    for (std::size_t s = 0; s < series.size(); ++s) {
+      const auto [low, high] = naive(series[s]);
+      EXPECT_EQ(*together[s].low, low);
+      EXPECT_EQ(*together[s].high, high);
+    }
+  }
+  EXPECT_THROW(bootstrap_means(std::vector<Inputs>{{{1.0}}, {{1.0, 2.0}}}), std::invalid_argument);
 }
 
 }  // namespace

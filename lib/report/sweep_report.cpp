@@ -1,0 +1,261 @@
+#include "report/sweep_report.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "eval/layer_entry.hpp"
+#include "report/model_report.hpp"
+#include "report/sweep_head.hpp"
+#include "report/table.hpp"
+
+namespace sw {
+namespace {
+
+using Json = nlohmann::json;
+
+/// What identifies a sweep whatever the shard.
+Json without_shard(Json identity) {
+  identity.erase("shard");
+  return identity;
+}
+
+std::string shard_of(const JournalReader& journal) {
+  const auto found = journal.identity().find("shard");
+  const bool known = found != journal.identity().end() && found->is_string();
+  return known ? found->get<std::string>() : "?";
+}
+
+std::vector<JournalReader> open_journals(std::span<const std::string> paths) {
+  std::vector<JournalReader> journals;
+  for (const std::string& path : paths) {
+    journals.emplace_back(path);
+    const Json& first = journals.front().identity();
+    sweep_kind(journals.back().identity(), path);
+    const std::string differences =
+        journal_differences(without_shard(first), without_shard(journals.back().identity()));
+    if (differences.empty()) continue;
+    throw Error(ErrorKind::kInput,
+                "'" + journals.front().path() + "' and '" + path +
+                    "' are of different sweeps: " + differences,
+                "merge the shards of one sweep, run with the same program, inputs and options");
+  }
+  if (journals.empty()) throw Error(ErrorKind::kUsage, "there are no journals to merge");
+  return journals;
+}
+
+/// Names at most a few of `names`.
+std::string some(const std::vector<std::string>& names) {
+  constexpr std::size_t kShown = 5;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(kShown, names.size()); ++i) {
+    text += (i > 0 ? ", " : "") + names[i];
+  }
+  if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
+  return text;
+}
+
+void require_complete(const std::vector<std::string>& missing,
+                      std::span<const JournalReader> journals) {
+  if (missing.empty()) return;
+  std::vector<std::string> shards;
+  for (const JournalReader& journal : journals) shards.push_back(shard_of(journal));
+  throw Error(ErrorKind::kInput, "the sweep is not finished: " + some(missing) + " are missing",
+              "shards given: " + some(shards) +
+                  "; give the others too, or run them to their end with the same command");
+}
+
+[[noreturn]] void doubled(const std::string& unit, const std::string& a, const std::string& b) {
+  throw Error(ErrorKind::kInput, unit + " is there twice, in '" + a + "' and in '" + b + "'",
+              "give each shard once");
+}
+
+/// Reads all journals: visit(entry, journal) for the entries of units.
+template <class Visit>
+Json read_all(std::span<const JournalReader> journals, std::vector<std::string>& notes,
+              Visit&& visit) {
+  Json begin;
+  for (const JournalReader& journal : journals) {
+    bool begun = false;
+    journal.read([&](Json&& entry) {
+      if (is_report_mark(entry)) return;
+      if (!is_begin_entry(entry)) return visit(entry, journal);
+      begun = true;
+      if (begin.is_null()) {
+        begin = std::move(entry);
+        return;
+      }
+      const std::string differences =
+          journal_differences(begin_environment(begin), begin_environment(entry));
+      if (!differences.empty()) {
+        notes.push_back("'" + journal.path() + "' was run elsewhere: " + differences);
+      }
+    });
+    if (!begun) {
+      throw Error(ErrorKind::kInput, "'" + journal.path() + "' has no beginning",
+                  "its run was stopped as it began; run it again");
+    }
+  }
+  return begin;
+}
+
+std::string layer_name(const Report& head, std::size_t input, std::int64_t layer) {
+  const std::string file = input < head.inputs.size()
+                               ? std::filesystem::path(head.inputs[input].path).filename().string()
+                               : "input " + std::to_string(input);
+  return "layer " + std::to_string(layer) + " of " + file;
+}
+
+Report read_trace_report(std::span<const JournalReader> journals, std::vector<std::string>& notes) {
+  struct Found {
+    LayerPart part;
+    const JournalReader* journal;
+  };
+  std::map<std::pair<std::size_t, std::int64_t>, Found> found;
+  std::vector<std::tuple<std::size_t, std::int64_t, const JournalReader*>> twice;
+  const Json begin = read_all(journals, notes, [&](const Json& entry, const JournalReader& from) {
+    if (!is_layer_entry(entry)) return;
+    LayerEntry unit = layer_entry_from_json(entry);
+    const std::pair key{unit.input, unit.part.layer};
+    if (!found.emplace(key, Found{std::move(unit.part), &from}).second) {
+      twice.emplace_back(key.first, key.second, &from);
+    }
+  });
+  Report report = trace_head(journals.front().identity(), begin);
+  for (const auto& [input, layer, journal] : twice) {
+    doubled(layer_name(report, input, layer), found.at({input, layer}).journal->path(),
+            journal->path());
+  }
+  std::vector<std::string> missing;
+  std::vector<std::vector<LayerPart>> parts(report.inputs.size());
+  report.work = LayerSeconds();
+  for (std::size_t i = 0; i < report.inputs.size(); ++i) {
+    const TraceInfo& info = report.inputs[i].info;
+    const auto [begin_layer, end_layer] =
+        report.protocol.layers.value_or(std::pair{std::int64_t{0}, INT64_MAX});
+    for (std::int64_t layer = std::max(begin_layer, info.first_layer);
+         layer < end_layer && layer <= info.last_layer(); ++layer) {
+      const auto it = found.find({i, layer});
+      if (it == found.end()) {
+        missing.push_back(layer_name(report, i, layer));
+        continue;
+      }
+      *report.work = *report.work + it->second.part.seconds;
+      parts[i].push_back(std::move(it->second.part));
+      found.erase(it);
+    }
+  }
+  require_complete(missing, journals);
+  if (!found.empty()) {
+    const auto& [input, layer] = found.begin()->first;
+    throw Error(ErrorKind::kInput, "'" + found.begin()->second.journal->path() + "' holds " +
+                                       layer_name(report, input, layer) +
+                                       ", which the sweep has not");
+  }
+  for (std::vector<LayerPart>& layers : parts) {
+    std::vector<CellRecord> cells = join_layers(std::move(layers));
+    std::move(cells.begin(), cells.end(), std::back_inserter(report.cells));
+  }
+  report.seconds = report.work->total;
+  return report;
+}
+
+ModelReport read_model_report(std::span<const JournalReader> journals,
+                              std::vector<std::string>& notes) {
+  std::map<std::tuple<std::string, std::int64_t, std::string>, const JournalReader*> found;
+  std::vector<RunEntry> entries;
+  const Json begin = read_all(journals, notes, [&](const Json& json, const JournalReader& from) {
+    if (!json.contains("task")) return;
+    RunEntry entry = run_entry_from_json(json);
+    const auto [at, added] = found.emplace(std::tuple(entry.task, entry.sample, entry.arm), &from);
+    if (!added) {
+      doubled("sample " + std::to_string(entry.sample) + " of " + entry.task + " by " + entry.arm,
+              at->second->path(), from.path());
+    }
+    entries.push_back(std::move(entry));
+  });
+  auto [report, samples] = model_head(journals.front().identity(), begin);
+  if (samples.size() != report.tasks.size()) {
+    throw Error(ErrorKind::kInput, "'" + journals.front().path() + "' does not count its samples");
+  }
+  std::vector<std::string> missing;
+  // The order of tasks, samples and arms, whoever ran what first.
+  std::map<std::tuple<std::string, std::int64_t, std::string>, std::size_t> order;
+  for (std::size_t t = 0; t < samples.size(); ++t) {
+    for (std::int64_t i = 0; i < samples[t]; ++i) {
+      bool whole = true;
+      for (const ArmInfo& arm : report.arms) {
+        const std::tuple key(report.tasks[t].name, i, arm.label);
+        whole = whole && found.contains(key);
+        order.emplace(key, order.size());
+      }
+      if (!whole) missing.push_back("sample " + std::to_string(i) + " of " + report.tasks[t].name);
+    }
+  }
+  require_complete(missing, journals);
+  const auto place = [&](const RunEntry& entry) {
+    return order.find({entry.task, entry.sample, entry.arm});
+  };
+  for (const RunEntry& entry : entries) {
+    if (place(entry) != order.end()) continue;
+    throw Error(ErrorKind::kInput, "a journal holds sample " + std::to_string(entry.sample) +
+                                       " of " + entry.task + " by " + entry.arm +
+                                       ", which the sweep has not");
+  }
+  std::sort(entries.begin(), entries.end(), [&](const RunEntry& a, const RunEntry& b) {
+    return place(a)->second < place(b)->second;
+  });
+  for (const RunEntry& entry : entries) {
+    report.seconds += entry.prefill_seconds + entry.decode_seconds;
+  }
+  report.entries = std::move(entries);
+  return report;
+}
+
+SweepOutcome write_trace_report(std::span<const JournalReader> journals, const ReportPaths& paths,
+                                bool force) {
+  SweepOutcome outcome;
+  const Report report = read_trace_report(journals, outcome.notes);
+  write_report(report, paths, force);
+  outcome.table = report_table(report);
+  outcome.cells = report.cells.size();
+  for (const CellRecord& cell : report.cells) {
+    if (cell.status == CellStatus::kFailed) ++outcome.failed;
+  }
+  return outcome;
+}
+
+SweepOutcome write_model_report(std::span<const JournalReader> journals, const ReportPaths& paths,
+                                bool force) {
+  SweepOutcome outcome;
+  const ModelReport report = read_model_report(journals, outcome.notes);
+  const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+  write_report(report, summary, paths, force);
+  outcome.table = report_table(report, summary);
+  outcome.cells = summary.cells.size();
+  for (const ModelCell& cell : summary.cells) {
+    if (!cell.failure.empty()) ++outcome.failed;
+  }
+  return outcome;
+}
+
+}  // namespace
+
+SweepOutcome write_sweep_report(std::span<const std::string> paths_of_journals,
+                                const ReportPaths& paths, bool force) {
+  const std::vector<JournalReader> journals = open_journals(paths_of_journals);
+  const bool traces = sweep_kind(journals.front().identity(), journals.front().path()) == "trace";
+  return traces ? write_trace_report(journals, paths, force)
+                : write_model_report(journals, paths, force);
+}
+
+std::string journal_path(const ReportPaths& paths, const Shard& shard) {
+  const std::string stem = paths.json.substr(0, paths.json.size() - std::string(".json").size());
+  if (shard.whole()) return stem + ".journal";
+  return stem + ".shard-" + std::to_string(shard.index) + "-of-" + std::to_string(shard.count) +
+         ".journal";
+}
+
+}  // namespace sw
