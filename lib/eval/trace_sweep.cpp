@@ -63,10 +63,10 @@ void TraceSweep::estimate_memory(std::size_t input, const TraceEvaluation& plann
   const auto blocks =
       static_cast<double>(BlockGeometry{options_.block, 0, info.prefill_tokens}.rows());
   const auto heads = static_cast<double>(info.num_heads);
-  // Five arrays over heads, two more for attribution, two over row sets.
-  record_bytes_ += static_cast<double>(planned.num_cells()) *
-                   static_cast<double>(planned.layers().size()) * 8.0 * heads * blocks *
-                   sizeof(float);
+  // Five arrays over heads and two over row sets; those of the attribution, where there are any.
+  record_bytes_ +=
+      static_cast<double>(planned.num_cells()) * static_cast<double>(planned.layers().size()) *
+      (options_.attribution ? 7.0 + kNumVariants : 7.0) * heads * blocks * sizeof(float);
   const double tokens = static_cast<double>(info.total_tokens) * static_cast<double>(info.head_dim);
   const double layer = tokens * (heads + 2.0 * static_cast<double>(info.num_kv_heads)) *
                        static_cast<double>(dtype_size(info.dtype));
