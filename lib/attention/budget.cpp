@@ -282,142 +282,168 @@ std::vector<std::int32_t> in_order(std::span<const double> scores) {
   return order;
 }
 
-/// Pairs of a row: all of them, and those that it keeps in any case.
-struct RowPairs {
-  double area;
-  double least;
-};
+/// Keys before its own block that each row may keep (not whole numbers), so that all rows together
+/// keep the share `density` of their pairs. Each row keeps its own block and `least` keys in any
+/// case, where there are as many; what the early rows have too much the others have less.
+std::vector<double> keys_before_own(const BlockGeometry& geometry, double density, double least) {
+  struct Size {
+    double queries;
+    double before;
+    double own;  // pairs
 
-/// Density of the rows that can keep it, so that with those that keep more in any case the whole
-/// has `density`.
-double density_above_least(std::span<const RowPairs> rows, double density) {
+    double area() const { return queries * before + own; }
+    double room(double share) const { return (share * area() - own) / queries; }
+  };
+  std::vector<Size> sizes;
   double wanted = 0.0;
-  for (const RowPairs& row : rows) wanted += density * row.area;
+  for (std::int64_t r = 0; r < geometry.rows(); ++r) {
+    const auto queries = static_cast<double>(geometry.row_end(r) - geometry.row_begin(r));
+    const auto before = static_cast<double>((geometry.first_row() + r) * geometry.block);
+    const double in_own = static_cast<double>(geometry.row_begin(r)) - before;
+    sizes.push_back({queries, before, queries * in_own + queries * (queries + 1.0) / 2.0});
+    wanted += density * sizes.back().area();
+  }
   double share = density;
-  for (std::size_t settled = 0, before = rows.size() + 1; settled != before;) {
-    before = settled;
-    settled = 0;
+  for (std::size_t full = 0, last = sizes.size() + 1; full != last;) {
+    last = full;
+    full = 0;
     double left = wanted;
     double area = 0.0;
-    for (const RowPairs& row : rows) {
-      if (row.least >= share * row.area) {
-        left -= row.least;
-        ++settled;
+    for (const Size& size : sizes) {
+      const double floor = std::min(least, size.before);
+      if (size.room(share) > floor) {
+        area += size.area();
       } else {
-        area += row.area;
+        left -= floor * size.queries + size.own;
+        ++full;
       }
     }
     if (area > 0.0) share = std::max(left / area, 0.0);
   }
-  return share;
+  std::vector<double> rooms;
+  for (const Size& size : sizes) {
+    rooms.push_back(std::max(size.room(share), std::min(least, size.before)));
+  }
+  return rooms;
 }
 
-/// Rows of blocks and single keys, which compete by score per key; a key goes first among equals.
+/// A row that is filled with blocks and with single keys before its own block.
+class MixedRow {
+ public:
+  /// `room`: keys before the own block that it may keep, to the nearest.
+  MixedRow(std::int64_t candidates, std::int64_t block, double room)
+      : blocks_(candidates),
+        block_(block),
+        room_(room),
+        singles_in_(static_cast<std::size_t>(candidates), 0) {}
+
+  void keep_forced_blocks(Budget::Forced forced, std::int64_t m) {
+    keep_forced(blocks_, forced, m);
+    room_ -= static_cast<double>((blocks_.kept() - 1) * block_);
+  }
+
+  /// The best by score per key that there is room for; a key goes first among equals. Both orders
+  /// are those of selection.
+  void keep_best(std::span<const double> block_scores, std::span<const double> key_scores,
+                 std::span<const std::int32_t> block_order,
+                 std::span<const std::int32_t> key_order) {
+    const std::int64_t own_begin = (blocks_.candidates() - 1) * block_;
+    const auto score_at = [](std::span<const double> scores, std::span<const std::int32_t> order) {
+      return order.empty() ? kNever : scores[static_cast<std::size_t>(order.front())];
+    };
+    while (fits(1)) {
+      while (!key_order.empty() && (key_order.front() >= own_begin || is_kept(key_order.front()))) {
+        key_order = key_order.subspan(1);
+      }
+      while (!block_order.empty() && !blocks_.is_free(block_order.front())) {
+        block_order = block_order.subspan(1);
+      }
+      const double key_score = score_at(key_scores, key_order);
+      const double block_score = score_at(block_scores, block_order) / static_cast<double>(block_);
+      if (std::max(key_score, block_score) == kNever) break;
+      if (key_score >= block_score) {
+        keep_key(key_order.front());
+        key_order = key_order.subspan(1);
+      } else {
+        keep_block(block_order.front(), part_of(block_score));
+        block_order = block_order.subspan(1);
+      }
+    }
+    // All keys of a block are the block.
+    for (std::int64_t j = 0; j < blocks_.candidates() - 1; ++j) {
+      if (singles_in_[static_cast<std::size_t>(j)] == block_) {
+        blocks_.keep(j, part_of(block_scores[static_cast<std::size_t>(j)]));
+      }
+    }
+  }
+
+  void append_to(BlockSelection& selection, std::span<const double> key_scores) {
+    std::erase_if(singles_, [&](std::int32_t t) { return is_kept(t); });
+    std::sort(singles_.begin(), singles_.end());
+    std::vector<Part> parts;
+    for (const std::int32_t t : singles_) {
+      parts.push_back(part_of(key_scores[static_cast<std::size_t>(t)]));
+    }
+    const Row::Kept kept = blocks_.all_kept();
+    selection.append_row(kept.indices, kept.parts, singles_, parts);
+  }
+
+ private:
+  bool fits(std::int64_t keys) const { return static_cast<double>(keys) <= room_ + 0.5; }
+  /// With its block.
+  bool is_kept(std::int32_t key) const { return !blocks_.is_free(key / block_); }
+
+  void keep_key(std::int32_t key) {
+    singles_.push_back(key);
+    ++singles_in_[static_cast<std::size_t>(key / block_)];
+    room_ -= 1.0;
+  }
+  void keep_block(std::int64_t j, Part part) {
+    const std::int64_t more = block_ - singles_in_[static_cast<std::size_t>(j)];
+    if (!fits(more)) return;
+    blocks_.keep(j, part);
+    room_ -= static_cast<double>(more);
+  }
+
+  Row blocks_;
+  std::int64_t block_;
+  double room_;
+  std::vector<std::int32_t> singles_;
+  std::vector<std::int64_t> singles_in_;  // by block
+};
+
+/// Rows of blocks and single keys, which compete by score per key.
 BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geometry,
                             const Budget& budget, double density) {
   if (budget.kind != Budget::Kind::kMatched || budget.dense_last_rows > 0) {
     throw std::logic_error("budget: not one of mixed rows");
   }
-  struct MixedRow {
-    Row::Kept blocks;
-    std::vector<std::int32_t> tokens;
-    std::vector<Part> token_parts;
-  };
-  const std::int64_t rows = geometry.rows();
   std::vector<std::vector<std::int32_t>> key_order;
   for (std::int64_t g = 0; g < scores.groups; ++g) {
     require_numbers(scores.keys.row(g), geometry.key_blocks() - 1);
     key_order.push_back(in_order(scores.keys.row(g)));
   }
-  // Everything before the own block costs `queries` pairs a key, and the own block its triangle.
-  const auto queries_of = [&](std::int64_t r) {
-    return geometry.row_end(r) - geometry.row_begin(r);
-  };
-  const auto own_pairs_of = [&](std::int64_t r) {
-    const std::int64_t queries = queries_of(r);
-    const std::int64_t own_begin = (geometry.first_row() + r) * geometry.block;
-    return queries * (geometry.row_begin(r) - own_begin) + queries * (queries + 1) / 2;
-  };
-  std::vector<RowPairs> pairs;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t before = (geometry.first_row() + r) * geometry.block;
-    const std::int64_t least = std::min((budget.min_blocks - 1) * geometry.block, before);
-    pairs.push_back({static_cast<double>(before * queries_of(r) + own_pairs_of(r)),
-                     static_cast<double>(least * queries_of(r) + own_pairs_of(r))});
+  const std::vector<double> rooms = keys_before_own(
+      geometry, density, static_cast<double>((budget.min_blocks - 1) * geometry.block));
+  const std::int64_t rows = geometry.rows();
+  std::vector<MixedRow> mixed;
+  for (std::int64_t i = 0; i < scores.groups * rows; ++i) {
+    mixed.emplace_back(geometry.first_row() + i % rows + 1, geometry.block,
+                       rooms[static_cast<std::size_t>(i % rows)]);
   }
-  const double share = density_above_least(pairs, density);
-  std::vector<MixedRow> mixed(static_cast<std::size_t>(scores.groups * rows));
-  parallel_for(scores.groups * rows, [&](std::int64_t index, int) {
-    const std::int64_t g = index / rows;
-    const std::int64_t r = index % rows;
-    const std::int64_t candidates = geometry.first_row() + r + 1;
-    const auto own_begin = (candidates - 1) * geometry.block;
-    const std::span<const double> key_scores = scores.keys.row(g);
-    const auto block_scores =
-        scores.values.row(index).first(static_cast<std::size_t>(candidates - 1));
-    require_numbers(block_scores, candidates - 1);
-
-    const std::int64_t queries = queries_of(r);
-    const auto pairs_of = [&](std::int64_t keys) { return keys * queries; };
-    const RowPairs& row_pairs = pairs[static_cast<std::size_t>(r)];
-    double left =
-        std::max(share * row_pairs.area, row_pairs.least) - static_cast<double>(own_pairs_of(r));
-
-    Row blocks(candidates);
-    keep_forced(blocks, budget.forced, matched_blocks(density, candidates));
-    left -= static_cast<double>(pairs_of((blocks.kept() - 1) * geometry.block));
-    std::vector<std::int64_t> singles_in(static_cast<std::size_t>(candidates), 0);
-    std::vector<std::int32_t> singles;
-    const std::vector<std::int32_t> block_order = in_order(block_scores);
-    const std::vector<std::int32_t>& keys = key_order[static_cast<std::size_t>(g)];
-    auto block = block_order.begin();
-    auto key = keys.begin();
-    const auto fits = [&](std::int64_t count) {
-      return static_cast<double>(pairs_of(count)) <= left + 0.5 * static_cast<double>(queries);
-    };
-    while (fits(1)) {
-      while (key != keys.end() && (*key >= own_begin || !blocks.is_free(*key / geometry.block)))
-        ++key;
-      while (block != block_order.end() && !blocks.is_free(*block)) ++block;
-      const auto score_of = [](const auto& at, const auto& order, std::span<const double> x) {
-        return at == order.end() ? kNever : x[static_cast<std::size_t>(*at)];
-      };
-      const double key_score = score_of(key, keys, key_scores);
-      const double block_score =
-          score_of(block, block_order, block_scores) / static_cast<double>(geometry.block);
-      if (std::max(key_score, block_score) == kNever) break;
-      if (key_score >= block_score) {
-        singles.push_back(*key);
-        ++singles_in[static_cast<std::size_t>(*key / geometry.block)];
-        left -= static_cast<double>(queries);
-        ++key;
-        continue;
-      }
-      const std::int64_t cost = geometry.block - singles_in[static_cast<std::size_t>(*block)];
-      if (fits(cost)) {
-        blocks.keep(*block, part_of(block_score));
-        left -= static_cast<double>(pairs_of(cost));
-      }
-      ++block;
-    }
-    // All keys of a block are the block.
-    for (std::int64_t j = 0; j < candidates - 1; ++j) {
-      if (singles_in[static_cast<std::size_t>(j)] == geometry.block) {
-        blocks.keep(j, part_of(block_scores[static_cast<std::size_t>(j)]));
-      }
-    }
-    MixedRow& row = mixed[static_cast<std::size_t>(index)];
-    row.blocks = blocks.all_kept();
-    std::sort(singles.begin(), singles.end());
-    for (const std::int32_t t : singles) {
-      if (!blocks.is_free(t / geometry.block)) continue;
-      row.tokens.push_back(t);
-      row.token_parts.push_back(part_of(key_scores[static_cast<std::size_t>(t)]));
-    }
+  parallel_for(scores.groups * rows, [&](std::int64_t i, int) {
+    const std::int64_t g = i / rows;
+    const std::int64_t own = geometry.first_row() + i % rows;
+    const auto block_scores = scores.values.row(i).first(static_cast<std::size_t>(own));
+    require_numbers(block_scores, own);
+    MixedRow& row = mixed[static_cast<std::size_t>(i)];
+    row.keep_forced_blocks(budget.forced, matched_blocks(density, own + 1));
+    row.keep_best(block_scores, scores.keys.row(g), in_order(block_scores),
+                  key_order[static_cast<std::size_t>(g)]);
   });
   BlockSelection selection(geometry, scores.groups);
-  for (const MixedRow& row : mixed) {
-    selection.append_row(row.blocks.indices, row.blocks.parts, row.tokens, row.token_parts);
+  for (std::int64_t i = 0; i < scores.groups * rows; ++i) {
+    mixed[static_cast<std::size_t>(i)].append_to(selection, scores.keys.row(i / rows));
   }
   return selection;
 }

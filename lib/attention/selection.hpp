@@ -34,9 +34,9 @@ struct DensityCount {
 /// blocks and not after its last query; and every query sees its own key: the row keeps its own
 /// block, or all keys at its queries' positions as tokens. Causality holds for single keys too.
 ///
-/// Or, instead of tokens, the token-level parts of the `release` budget: key t is visible to query
-/// p
-/// >= t if p - token_window < t or t < token_sink, whatever the blocks say (0 = no such part).
+/// Or, instead of tokens, the token-level parts of the `release` budget: whatever the blocks say,
+/// key t is visible to query p (t <= p) if p - token_window < t or t < token_sink; 0 means no such
+/// part.
 class BlockSelection {
  public:
   BlockSelection() = default;

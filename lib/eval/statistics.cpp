@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <numeric>
 #include <stdexcept>
 
@@ -26,14 +27,51 @@ double select_quantile(std::vector<double>& values, std::size_t begin, double q)
   return std::lerp(*at, above, position - static_cast<double>(below));
 }
 
+/// Appends what one resample draws from inputs of these sizes: for each place an input, and then as
+/// many of its units as it has.
+void draw(SplitMix64& rng, const std::vector<std::size_t>& sizes,
+          std::vector<std::uint32_t>& draws) {
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const std::size_t input = sizes.size() == 1 ? 0 : rng.below(sizes.size());
+    draws.push_back(static_cast<std::uint32_t>(input));
+    for (std::size_t u = 0; u < sizes[input]; ++u) {
+      draws.push_back(static_cast<std::uint32_t>(rng.below(sizes[input])));
+    }
+  }
+}
+
+/// All draws of a bootstrap, kept while the shape and the seed stay the same: the cells of a report
+/// are drawn alike, and drawing takes longer than summing.
+struct KeptDraws {
+  std::vector<std::size_t> sizes;
+  std::int64_t resamples = 0;
+  std::uint64_t seed = 0;
+  std::vector<std::uint32_t> draws;
+
+  void prepare(const std::vector<std::size_t>& new_sizes, std::int64_t count,
+               std::uint64_t new_seed) {
+    if (sizes == new_sizes && resamples == count && seed == new_seed) return;
+    sizes = new_sizes;
+    resamples = count;
+    seed = new_seed;
+    draws.clear();
+    SplitMix64 rng(seed);
+    for (std::int64_t r = 0; r < count; ++r) draw(rng, sizes, draws);
+  }
+};
+
 /// Resampled means of up to kLanes series of one shape, [lane][resample].
 std::array<std::vector<double>, kLanes> resample(
     std::span<const std::vector<std::vector<double>>> series, std::int64_t resamples,
     std::uint64_t seed) {
   const std::size_t inputs = series.front().size();
+  std::vector<std::size_t> sizes;
   std::vector<std::vector<Lanes>> units(inputs);  // the values of a unit side by side
+  std::size_t most = 0;
   for (std::size_t i = 0; i < inputs; ++i) {
-    units[i].resize(series.front()[i].size());
+    sizes.push_back(series.front()[i].size());
+    most = std::max(most, sizes.back() + 1);
+    units[i].resize(sizes.back());
     for (std::size_t lane = 0; lane < series.size(); ++lane) {
       for (std::size_t u = 0; u < units[i].size(); ++u) units[i][u][lane] = series[lane][i][u];
     }
@@ -42,14 +80,25 @@ std::array<std::vector<double>, kLanes> resample(
   for (std::size_t lane = 0; lane < series.size(); ++lane) {
     means[lane].resize(static_cast<std::size_t>(resamples));
   }
+  constexpr std::size_t kMostKept = std::size_t{1} << 24;  // 64 MiB a thread
+  thread_local KeptDraws kept;
+  const bool keep = inputs * most <= kMostKept / static_cast<std::size_t>(resamples);
+  if (keep) kept.prepare(sizes, resamples, seed);
   SplitMix64 rng(seed);
+  std::vector<std::uint32_t> drawn;
+  const std::uint32_t* next = kept.draws.data();
   for (std::size_t r = 0; r < static_cast<std::size_t>(resamples); ++r) {
+    if (!keep) {
+      drawn.clear();
+      draw(rng, sizes, drawn);
+      next = drawn.data();
+    }
     Lanes total{};
     for (std::size_t i = 0; i < inputs; ++i) {
-      const auto& values = units[inputs == 1 ? 0 : rng.below(inputs)];
+      const std::vector<Lanes>& values = units[*next++];
       Lanes sum{};
       for (std::size_t u = 0; u < values.size(); ++u) {
-        const Lanes& unit = values[rng.below(values.size())];
+        const Lanes& unit = values[*next++];
         for (std::size_t lane = 0; lane < kLanes; ++lane) sum[lane] += unit[lane];
       }
       for (std::size_t lane = 0; lane < kLanes; ++lane) {

@@ -5,13 +5,13 @@
 // 1 - (1 - c^K)^L - L c^K (1 - c^K)^(L-1), and exp(q.k) / u over the sampled keys is an unbiased
 // estimate of the attention sum. The first 4 and the last 64 keys of the prompt and all later ones
 // are not hashed but exact.
-// What is kept is attended to exactly; the paper gives the sampled keys the weights 1/u. Its budget
-// is what was sampled (budget=sampled, which has a density of its own, set by K and L);
-// budget=matched keeps the keys with the largest estimated weight exp(q.k) / u, the exact ones
-// among them, and if too few were sampled, the most recent others. With unit=block a block scores
-// the estimate over its keys. The prefill attends densely, as in the paper; its dense layers 0 and
-// 16 become the first two. Cost: K L d multiply-adds a key once and a query each step, a lookup in
-// L tables (here a comparison of L codes for each key), and d for each sampled key.
+// Left out: the weights 1/u; what is kept is attended to exactly. The paper keeps what was sampled
+// (budget=sampled, which has a density of its own, set by K and L); budget=matched keeps the keys
+// with the largest estimated weight exp(q.k) / u, the exact ones among them, and if too few were
+// sampled, the most recent others. With unit=block a block scores the estimate over its keys.
+// The prefill attends densely, as in the paper; its dense layers 0 and 16 become the first two.
+// Cost: K L d multiply-adds a key once and a query each step, a lookup in L tables (here a
+// comparison of L codes for each key), and d for each sampled key.
 #include <algorithm>
 #include <cmath>
 #include <numbers>

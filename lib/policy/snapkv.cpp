@@ -2,11 +2,12 @@
 // attention of the last queries (the observation window) is summed over them, smoothed along the
 // keys, and decides once which of the prompt's keys are kept. The window itself and everything that
 // follows always is. The prefill attends densely.
+// Defaults are the release's: window 32, kernel 5, average, a selection for each query head.
 // With unit=block a block scores the sum of its keys' smoothed attention. The release keeps a
 // number of keys that does not change; the matched budget follows the context instead, by one key
 // (block) for every 1/density keys, so that new ones push out the least of the prompt's. What was
-// pushed out never returns. Defaults are the release's: window 32, kernel 5, avgpool, per query
-// head. Cost: window n d multiply-adds a head, once; nothing in decode.
+// pushed out never returns.
+// Cost: window n d multiply-adds a head, once; nothing in decode.
 #include <algorithm>
 #include <limits>
 

@@ -5,11 +5,12 @@
 // two that it passes through (the release's kernel computes slashes in blocks, too). As in the
 // release the first 30 keys and the 100 shortest distances come first (forced=sink_block). Left
 // out: the offline choice of a pattern and of the numbers of lines for each head. All heads are
-// vertical-slash, and lines of both kinds compete by their mass per key until a row has its share
-// of pairs. With unit=block a block pair (i, j) scores the vertical mass of the keys of block j
-// plus the mass of its block diagonal; the first and the own block are always kept. Decode attends
-// densely, as in the paper. Cost: last_q n d multiply-adds a head for the estimate, then b^2 / 2
-// additions, and for single keys a sort of them.
+// vertical-slash, and lines of both kinds compete by their mass per key until a row is full.
+// With unit=block a block pair (i, j) scores the vertical mass of the keys of block j plus the
+// mass of its block diagonal; the first and the own block are always kept.
+// Decode attends densely, as in the paper.
+// Cost: last_q n d multiply-adds a head for the estimate, then b^2 / 2 additions, and for single
+// keys a sort of them.
 #include <algorithm>
 #include <limits>
 

@@ -118,6 +118,33 @@ TEST_F(ModelRunTest, FullDensityAndOneBlockGiveTheDenseReply) {
   }
 }
 
+// Methods of single keys in a running model: as many keys are read as asked for, and all of them
+// are the dense run but for the order of sums: two layers of f32 sums of 240 terms, relative 1e-5,
+// and logits below 30, of which a likelihood is a difference.
+TEST_F(ModelRunTest, DecodeKeepsSingleKeys) {
+  for (const std::string name : {"h2o", "tova", "snapkv", "adamas"}) {
+    const std::string spec = name + ":granularity=layer,dense_layers=0";
+    const std::vector<Arm> arms = {arm("dense", std::nullopt), arm(spec, 0.25), arm(spec, 1.0)};
+    const auto entries = run({text_task()}, arms, name);
+    const RunEntry& dense = find(entries, "dense", 0);
+    const RunEntry& sparse = find(entries, arms[1].label(), 0);
+    const RunEntry& full = find(entries, arms[2].label(), 0);
+    ASSERT_EQ(sparse.decode_steps, 16);
+    for (const LayerUsage& layer : sparse.usage) {
+      EXPECT_EQ(layer.pairs.density(), 1.0);  // the prefill attends densely
+      EXPECT_NEAR(
+          static_cast<double>(layer.kv_tokens_read) / static_cast<double>(layer.kv_tokens_context),
+          0.25, 0.5 / 224)
+          << name;
+    }
+    EXPECT_NE(sparse.window->nll, dense.window->nll) << name;
+    ASSERT_EQ(full.window->nll.size(), dense.window->nll.size());
+    for (std::size_t i = 0; i < full.window->nll.size(); ++i) {
+      EXPECT_NEAR(full.window->nll[i], dense.window->nll[i], 1e-3) << name;
+    }
+  }
+}
+
 TEST_F(ModelRunTest, SparseArmsKeepTheirDensityAndDiffer) {
   const std::vector<Arm> arms = {arm("dense", std::nullopt),
                                  arm("sink_window:dense_layers=1", 0.25)};

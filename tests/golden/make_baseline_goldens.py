@@ -586,7 +586,8 @@ def run_keys(case, opt, heads, scale):
                        tokens=[[tokens for _, tokens in rows] for rows in sets])
         return dict(case, prefill=prefill, decode=[None] * case["steps"])
     if policy in ("h2o", "tova"):
-        outcomes = list(evicting_steps(policy, opt, heads, n, case["steps"], scale, H, Hkv, density))
+        outcomes = list(
+            evicting_steps(policy, opt, heads, n, case["steps"], scale, H, Hkv, density))
     else:
         outcomes = []
         for p in range(n, n + case["steps"]):
@@ -610,7 +611,8 @@ def grouped(per_head, granularity, H, Hkv):
 def run(case):
     s, policy, density = case["shape"], case["policy"], case["density"]
     H, Hkv, d, n, B = (s[x] for x in ("num_heads", "num_kv_heads", "head_dim", "tokens", "block"))
-    opt = dict(dict(granularity="head", budget="matched", top_p=0.9, unit="block"), **DEFAULTS[policy])
+    opt = dict(dict(granularity="head", budget="matched", top_p=0.9, unit="block"),
+               **DEFAULTS[policy])
     assert all(name in opt for name in case["options"]), case
     opt.update(case["options"])
     if policy == "tri_shape":

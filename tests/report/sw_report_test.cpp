@@ -180,6 +180,26 @@ TEST_F(SwReport, SelectionMapsCountTheBlocks) {
   }
 }
 
+// A single key counts as its share of a block.
+TEST_F(SwReport, SelectionMapsCountSingleKeys) {
+  evaluate("a", "--method vertical_slash:forced=diagonal --density 0.3 --phase prefill");
+  const ReportFile report = ReportFile::read(folder_.file("a.json"));
+  const ReportArrays arrays(report);
+  const ReportCell& cell = report.cells().back();
+  const auto blocks = static_cast<std::int64_t>(*report.number(*cell.json, "units"));
+  const auto size = [&](const std::string& name) {
+    return static_cast<double>(arrays.read(cell, "selection/02/" + name)->values.size());
+  };
+  ASSERT_GT(size("token"), 0.0);
+  EXPECT_EQ(size("token_ptr"), size("row_ptr"));
+  const double row_sets = (size("row_ptr") - 1.0) / static_cast<double>(blocks);
+  const SelectionMap map = arrays.selection(cell, 2, blocks, 1000);
+  double sum = 0;
+  for (double share : map.kept) sum += share;
+  EXPECT_NEAR(sum * row_sets, size("block") + size("token") / 16.0, 1e-9);
+  for (double share : map.kept) EXPECT_LE(share, 1.0 + 1e-12);
+}
+
 TEST_F(SwReport, DamagedArraysGiveAClearError) {
   if (!testing::python_has("h5py")) GTEST_SKIP() << "no h5py on this machine";
   if (!html_unavailable().empty()) GTEST_SKIP() << "no D3 in this build";

@@ -48,6 +48,17 @@ TEST(CudaBackend, RefusesWhatItCannotComputeAndSaysWhy) {
   AttentionOutput output;
   EXPECT_THROW(backend->attend(problem, BlockSelection::dense(problem.geometry(24)), output),
                Error);
+  const AttentionProblem step{x.view().tokens_slice(19, 20), x.view(), x.view(), 0};
+  BlockSelection singles(step.geometry(16), 1);
+  singles.append_row({}, {}, std::vector<std::int32_t>{3, 19}, std::vector<Part>(2));
+  try {
+    backend->attend(step, singles, output);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::kUnsupported);
+    EXPECT_NE(std::string(error.what()).find("single keys"), std::string::npos);
+    EXPECT_NE(error.hint().find("unit=block"), std::string::npos);
+  }
 }
 
 TEST(CudaBackend, SeesThatATensorChangedInPlace) {
