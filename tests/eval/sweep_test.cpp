@@ -252,7 +252,11 @@ TEST_F(TraceUnits, PartsAreJoinedToTheWholeAndEntriesAreExact) {
     EXPECT_EQ(cells[c].answer_recall.values, expected[c].answer_recall.values);
     ASSERT_EQ(cells[c].attribution.has_value(), expected[c].attribution.has_value());
     if (cells[c].attribution) {
-      EXPECT_EQ(cells[c].attribution->exact.values, expected[c].attribution->exact.values);
+      EXPECT_EQ(cells[c].attribution->specs, expected[c].attribution->specs);
+      for (std::size_t v = 0; v < kNumVariants; ++v) {
+        EXPECT_EQ(cells[c].attribution->recall[v].values,
+                  expected[c].attribution->recall[v].values);
+      }
     }
     ASSERT_EQ(cells[c].saved.size(), expected[c].saved.size());
     for (std::size_t l = 0; l < cells[c].saved.size(); ++l) {
@@ -261,6 +265,7 @@ TEST_F(TraceUnits, PartsAreJoinedToTheWholeAndEntriesAreExact) {
       for (std::size_t s = 0; s < selections.size(); ++s) {
         EXPECT_TRUE(std::ranges::equal(selections[s].all_blocks(),
                                        expected[c].saved[l].selections[s].all_blocks()));
+        EXPECT_EQ(selections[s].count().kept, expected[c].saved[l].selections[s].count().kept);
       }
       ASSERT_EQ(cells[c].saved[l].scores != nullptr, expected[c].saved[l].scores != nullptr);
     }
