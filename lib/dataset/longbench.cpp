@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/text.hpp"
 
 namespace sw {
@@ -45,6 +47,12 @@ std::string fill_in(std::string_view text, const LongBenchRecord& record, const 
   return out;
 }
 
+/// A file of the benchmark's configuration.
+nlohmann::json read_table(const std::string& path) {
+  constexpr int kMaxDepth = 4;
+  return parse_json_object(read_file(path, std::uint64_t{1} << 24), path, kMaxDepth);
+}
+
 }  // namespace
 
 LongBenchRecord read_longbench(const JsonlFile& file, std::int64_t index) {
@@ -76,7 +84,7 @@ bool longbench_uses_chat(std::string_view task) {
 LongBenchPrompts::LongBenchPrompts(const std::string& path) : path_(path) {
   try {
     // get_to refuses anything but an object of strings.
-    nlohmann::json::parse(read_file(path, std::uint64_t{1} << 24)).get_to(templates_);
+    read_table(path).get_to(templates_);
   } catch (const nlohmann::json::exception& error) {
     throw Error(ErrorKind::kInput,
                 path + ": not a JSON object of prompt strings (" + error.what() + ")",
@@ -112,8 +120,7 @@ LongBenchLengths::LongBenchLengths(const std::string& path) : path_(path) {
                 "take the file dataset2maxlen.json of LongBench v1");
   };
   try {
-    const auto json = nlohmann::json::parse(read_file(path, std::uint64_t{1} << 24));
-    if (!json.is_object()) fail(std::string("it is ") + json.type_name());
+    const nlohmann::json json = read_table(path);
     for (const auto& [task, length] : json.items()) {
       if (!length.is_number_integer() || length.get<std::int64_t>() < 1) {
         fail("'" + task + "' has " + length.dump());

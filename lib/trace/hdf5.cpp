@@ -3,7 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SW_ADDRESS_SANITIZER 1  // clang's way to say it
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(SW_ADDRESS_SANITIZER)
 /// The library itself loses memory when a file is damaged or cannot be flushed.
 extern "C" const char* __lsan_default_suppressions() { return "leak:libhdf5"; }
 #endif
