@@ -8,6 +8,7 @@ here: a fuzzer found them, and they stay.
 
 import json
 import pathlib
+import re
 import struct
 
 import h5py
@@ -340,6 +341,13 @@ def make_journals():
                                            compact(run_entry("sparse", **reply)), '{"event":"report"}')))
     write("journal", "windows", "\n".join((head, compact(run_entry("dense", **window)),
                                            compact(run_entry("sparse", **window)))))
+    second = {"sample": 1, "group": "h"}
+    write("journal", "samples", "\n".join((head, *(compact(run_entry(arm, **reply) | more)
+                                                  for more in ({}, second) for arm in ("dense", "sparse")))))
+    write("journal", "mixed", "\n".join((head, compact(run_entry("dense", **reply)),
+                                         compact(run_entry("dense", **window) | second))))
+    short = window["window"] | {"kl": "0000003f", "hidden_error": [0.5, 0.5]}
+    write("journal", "contradiction", "\n".join((head, compact(run_entry("sparse", window=short)))))
     write("journal", "other_run", compact({"kind": "model", "arms": [], "files": {"a": 1}}))
     write("journal", "raw", "sketchwalk-journal 1 0123456789abcdef {}\n0123456789abcdef {}\n")
     write("journal", "raw_torn", "sketchwalk-jour")
@@ -394,6 +402,24 @@ def make_specs():
         write("gate_and_task", f"text{i}", text)
 
 
+# Dictionaries
+
+
+def make_dictionaries():
+    """The words of each corpus, which mutations can then put anywhere."""
+    folder = HERE / "dictionaries"
+    folder.mkdir(exist_ok=True)
+    for target in ("chat_template", "config_json", "gate_and_task", "gguf", "hf_folder", "journal", "jsonl",
+                   "longbench_tables", "method_spec", "report", "report_page", "safetensors",
+                   "tokenizer", "trace_safetensors"):
+        words = set()
+        for file in sorted((CORPUS / target).iterdir()):
+            if not file.name.startswith("found-"):
+                words |= set(re.findall(rb"[A-Za-z<|][A-Za-z0-9_.|>]{2,39}", file.read_bytes()))
+        lines = [f'"{word.decode()}"\n' for word in sorted(words)]
+        (folder / f"{target}.dict").write_text("".join(lines))
+
+
 def main():
     for folder in CORPUS.glob("*"):
         for file in folder.iterdir():
@@ -408,6 +434,7 @@ def main():
     make_journals()
     make_reports()
     make_specs()
+    make_dictionaries()
 
 
 if __name__ == "__main__":

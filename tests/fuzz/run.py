@@ -11,6 +11,7 @@ OUT/TARGET, the message in OUT/TARGET.log, and the exit code is 1.
 """
 
 import argparse
+import os
 import pathlib
 import re
 import subprocess
@@ -34,8 +35,10 @@ def run(binary, name, options):
                str(work / "corpus"), str(HERE / "corpus" / name)]
     (work / "corpus").mkdir(exist_ok=True)
     start = time.monotonic()
+    # A small quarantine of freed memory makes the forks of trace_hdf5 several times as fast.
+    environment = os.environ | {"ASAN_OPTIONS": "quarantine_size_mb=8:thread_local_quarantine_size_kb=256"}
     with open(options.out / f"{name}.log", "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
     text = (options.out / f"{name}.log").read_text(errors="replace")
     executed = re.findall(r"stat::number_of_executed_units: (\d+)", text) or ["0"]
     covered = re.findall(r" cov: (\d+)", text) or ["0"]

@@ -229,7 +229,7 @@ TEST_F(ProgramFaults, AModelRunGoesOn) {
   const auto command = [&](const std::string& folder) {
     return "sw-eval model '" SW_TEST_DIR
            "/model/golden/tiny_llama.gguf' --quiet --block 8 --compute f32 --context 240 "
-           "--task niah:lengths=200,depths=0.5,samples=1 --max-new-tokens 2 --method sink_window "
+           "--task niah:lengths=230,depths=0.5,samples=1 --max-new-tokens 2 --method sink_window "
            "--density 0.3 --predictions '" +
            folder + "/preds' -o '" + folder + "/out'";
   };
