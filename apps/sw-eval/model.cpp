@@ -176,8 +176,7 @@ void write_predictions(const ModelReport& report, const std::vector<Task>& tasks
       std::error_code error;
       std::filesystem::create_directories(path.parent_path(), error);
       if (error) {
-        throw Error(ErrorKind::kOutput,
-                    "cannot write '" + path.string() + "': " + error.message(),
+        throw Error(ErrorKind::kOutput, "cannot write '" + path.string() + "': " + error.message(),
                     "choose another folder for --predictions");
       }
       write_file(path.string(), predictions_jsonl(report, task.name(), arm.label), force);

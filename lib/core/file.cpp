@@ -131,8 +131,7 @@ void PendingFile::write(std::string_view text) {
 }
 
 void PendingFile::sync() const {
-  const Descriptor fd(
-      retried([&] { return open(temporary_path_.c_str(), O_RDONLY | O_CLOEXEC); }));
+  const Descriptor fd(retried([&] { return open(temporary_path_.c_str(), O_RDONLY | O_CLOEXEC); }));
   if (fd.get() < 0 || retried([&] { return fsync(fd.get()); }) != 0) fail_output(path_, errno);
 }
 

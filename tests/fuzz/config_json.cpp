@@ -1,8 +1,8 @@
+#include <nlohmann/json.hpp>
+
 #include "core/json.hpp"
 #include "fuzz.hpp"
 #include "model/config.hpp"
-
-#include <nlohmann/json.hpp>
 
 /// The fields of a config.json.
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

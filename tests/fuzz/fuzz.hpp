@@ -14,10 +14,10 @@
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 
-/// What the fuzz targets share. A target is one file with one LLVMFuzzerTestOneInput, which libFuzzer
-/// calls with bytes of its own and tests/fuzz/corpus_test.cpp with those of the corpus. Whatever the
-/// bytes, the only way out of a parser is a value or an sw::Error; any other exception, a signal, a
-/// leak, or a run of more than ten seconds is a bug.
+/// What the fuzz targets share. A target is one file with one LLVMFuzzerTestOneInput, which
+/// libFuzzer calls with bytes of its own and tests/fuzz/corpus_test.cpp with those of the corpus.
+/// Whatever the bytes, the only way out of a parser is a value or an sw::Error; any other
+/// exception, a signal, a leak, or a run of more than ten seconds is a bug.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
 
 namespace sw::fuzz {

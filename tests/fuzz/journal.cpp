@@ -43,8 +43,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const sw::fuzz::Folder folder;
   static const nlohmann::json identity = {{"kind", "model"}, {"arms", {"dense", "sparse"}}};
   const std::string_view text = sw::fuzz::text_of(data, size);
-  const std::string path = folder.write(
-      "run.journal", text.starts_with('s') ? std::string(text) : with_checksums(text));
+  const std::string path =
+      folder.write("run.journal", text.starts_with('s') ? std::string(text) : with_checksums(text));
   sw::fuzz::parse([&] {
     sw::Journal journal(path, identity);
     std::vector<sw::RunEntry> entries;

@@ -15,9 +15,9 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const std::string prompts = folder.write(
       "dataset2prompt.json", R"({"trec": "{{{context}}} {input}", "qasper": "{input}{context}"})");
   static const sw::LongBenchPrompts longbench(prompts);
-  static const std::vector<std::string> tasks = {"qasper", "trec",         "gov_report", "lcc",
-                                                 "samsum", "passage_count", "triviaqa",
-                                                 "passage_retrieval_en"};
+  static const std::vector<std::string> tasks = {
+      "qasper", "trec",          "gov_report", "lcc",
+      "samsum", "passage_count", "triviaqa",   "passage_retrieval_en"};
   if (size == 0) return 0;
   const std::string& task = tasks[data[0] % tasks.size()];
   const std::string path = folder.write("records.jsonl", sw::fuzz::text_of(data + 1, size - 1));

@@ -1,9 +1,8 @@
-#include "report/report_file.hpp"
-
 #include <nlohmann/json.hpp>
 
 #include "fuzz.hpp"
 #include "report/compare_reports.hpp"
+#include "report/report_file.hpp"
 
 /// A report of any kind: the file, its table as CSV, and the comparison with itself.
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

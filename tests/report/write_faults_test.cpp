@@ -1,5 +1,5 @@
-// Every call that writes a file fails once, in every place where files are written: the outcome is one
-// clear error or the whole file, and never a lost or a half-written one.
+// Every call that writes a file fails once, in every place where files are written: the outcome is
+// one clear error or the whole file, and never a lost or a half-written one.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -196,10 +196,10 @@ class ProgramFaults : public ::testing::Test {
 
   testing::CommandResult run(const std::string& command, const std::string& folder, long at,
                              int error) const {
-    return testing::run_command("LD_PRELOAD='" SW_FAULTS_LIBRARY "' SW_FAULTS_COUNT='" +
-                                inputs_.file("calls") + "' SW_FAULTS_FOLDER='" + folder +
-                                "' SW_FAULTS_AT=" + std::to_string(at) + " SW_FAULTS_ERROR=" +
-                                std::to_string(error) + " '" SW_BIN_DIR "'/" + command);
+    return testing::run_command(
+        "LD_PRELOAD='" SW_FAULTS_LIBRARY "' SW_FAULTS_COUNT='" + inputs_.file("calls") +
+        "' SW_FAULTS_FOLDER='" + folder + "' SW_FAULTS_AT=" + std::to_string(at) +
+        " SW_FAULTS_ERROR=" + std::to_string(error) + " '" SW_BIN_DIR "'/" + command);
   }
 
   /// The error and its hint, and nothing else.

@@ -1,5 +1,5 @@
-// A library that makes the system's calls for writing files fail: linked into a test, or loaded into a
-// program with LD_PRELOAD and told what to do by the environment. See faults.hpp.
+// A library that makes the system's calls for writing files fail: linked into a test, or loaded
+// into a program with LD_PRELOAD and told what to do by the environment. See faults.hpp.
 #include "faults.hpp"
 
 #include <dlfcn.h>
@@ -62,8 +62,9 @@ F* next(F*, const char* name) {
 bool concerns(const char* path) {
   const char* folder = state().folder.data();
   const std::size_t length = std::strlen(folder);
-  return length > 0 && (std::strncmp(path, folder, length) == 0 ||
-                        (std::strlen(path) + 1 == length && std::strncmp(path, folder, length - 1) == 0));
+  return length > 0 &&
+         (std::strncmp(path, folder, length) == 0 ||
+          (std::strlen(path) + 1 == length && std::strncmp(path, folder, length - 1) == 0));
 }
 
 bool watched(int fd) {
@@ -81,8 +82,8 @@ int watch(int fd, bool on) {
 /// What a call may fail of: a full disk, if it needs room; a signal, if it waits.
 enum class Kind { kRoom, kRoomAndWaits, kWaits, kNeither };
 
-/// Counts a call; true when it is to fail, with errno set. A full disk stays full for whatever needs
-/// room; the other errors come once.
+/// Counts a call; true when it is to fail, with errno set. A full disk stays full for whatever
+/// needs room; the other errors come once.
 bool fails(Kind kind) {
   State& s = state();
   const long call = ++s.calls;
@@ -214,7 +215,8 @@ int rename(const char* from, const char* to) {
 int renameat2(int from_folder, const char* from, int to_folder, const char* to,
               unsigned flags) noexcept {
   static const auto real = next(&renameat2, "renameat2");
-  return other(concerns(to), Kind::kNeither, [&] { return real(from_folder, from, to_folder, to, flags); });
+  return other(concerns(to), Kind::kNeither,
+               [&] { return real(from_folder, from, to_folder, to, flags); });
 }
 
 int link(const char* from, const char* to) noexcept {
