@@ -94,7 +94,8 @@ bool longbench_uses_chat(std::string_view task) {
 
 LongBenchPrompts::LongBenchPrompts(const std::string& path) : path_(path) {
   constexpr const char* kWhat = "prompt strings";
-  for (const auto& [task, prompt] : read_table(path, kWhat).items()) {
+  const nlohmann::json table = read_table(path, kWhat);
+  for (const auto& [task, prompt] : table.items()) {
     if (!prompt.is_string()) fail_table(path, kWhat, "'" + task + "' is " + prompt.type_name());
     templates_[task] = prompt.get<std::string>();
   }
@@ -124,7 +125,8 @@ Sample LongBenchPrompts::sample(const LongBenchRecord& record) const {
 
 LongBenchLengths::LongBenchLengths(const std::string& path) : path_(path) {
   constexpr const char* kWhat = "lengths";
-  for (const auto& [task, length] : read_table(path, kWhat).items()) {
+  const nlohmann::json table = read_table(path, kWhat);
+  for (const auto& [task, length] : table.items()) {
     if (!length.is_number_integer() || length.get<std::int64_t>() < 1) {
       fail_table(path, kWhat, "'" + task + "' has " + length.dump());
     }
