@@ -6,6 +6,7 @@ here: a fuzzer found them, and they stay.
     /usr/bin/python3 tests/fuzz/make_corpus.py
 """
 
+import base64
 import json
 import pathlib
 import re
@@ -190,7 +191,19 @@ def make_hdf5():
     folder.mkdir(parents=True, exist_ok=True)
     for name, libver, chunked in (("old", "earliest", False), ("new", "v110", False),
                                   ("deflate", "earliest", True), ("new_deflate", "v110", True)):
-        with h5py.File(folder / name, "w", libver=libver) as file:
+        # Without times, so that the same script writes the same bytes.
+        plist = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+        plist.set_obj_track_times(False)
+        access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+        low, high = {"earliest": (h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_LATEST),
+                     "v110": (h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)}[libver]
+        access.set_libver_bounds(low, high)
+        created = h5py.h5f.create(bytes(folder / name), h5py.h5f.ACC_TRUNC, fcpl=plist, fapl=access)
+        with h5py.File(created) as file:
+            for group in ("layers", "layers/01"):
+                creation = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+                creation.set_obj_track_times(False)
+                h5py.h5g.create(file.id, group.encode(), gcpl=creation)
             for key, value in TRACE.items():
                 file.attrs[key] = value
             for tensor, heads in (("q", 2), ("k", 1), ("v", 1)):
@@ -402,6 +415,40 @@ def make_specs():
         write("gate_and_task", f"text{i}", text)
 
 
+# Sweeps
+
+
+def make_sweeps():
+    write("experiment", "trace", compact({
+        "description": "d", "command": "trace", "files": ["a.h5"], "method": ["sketchwalk:damping=0|0.25,degree=1|3"],
+        "density": "0.05:0.5:0.05", "phase": "prefill", "layers": "2:4", "block": 32, "no-attribution": True}))
+    write("experiment", "model", compact({
+        "command": "model", "model": "m.gguf", "task": ["niah:depths=0+1"], "method": ["dense"],
+        "density": ["0.1,0.2", "0.3"], "context": 64, "limit": 2, "kl": True, "protocol": "release"}))
+    write("experiment", "unknown", '{"command":"trace","densities":[0.1]}')
+    write("experiment", "endless", '{"command":"trace","density":"1e-300:1:1e-300","method":["a:' +
+          ",".join(f"o{i}=1|2" for i in range(40)) + '"]}')
+
+    def pack(kind, *values):
+        return base64.b64encode(struct.pack(f"<{len(values)}{kind}", *values)).decode()
+
+    array = [1, 2, 0.5]
+    metrics = dict.fromkeys(("mass_recall", "oracle_gap", "output_error", "cosine", "topk_recall", "density"), array)
+    selection = {"geometry": [4, 0, 8], "groups": 1, "token_parts": [0, 0], "row_ptr": pack("q", 0, 1, 3),
+                 "block": pack("i", 0, 0, 1), "part": pack("B", 0, 1, 0)}
+    cell = {"method": "dense", "name": "dense", "density": 0.5, "phase": "prefill", "block": 4, "row_sets": 1,
+            "shares_scores": True, "has_own_scores": True, "layer": [True, 10, 1, 2, 3, 4, 5, 6],
+            "metrics": metrics, "density_rows": [1, 2, pack("f", 0.5, 1.0)], "answer_recall": None,
+            "attribution": {"exact_spec": "a", "sketch_spec": "b", "exact": array, "sketch_only": array},
+            "times": [[-1, True, 0.1, 0.2, 0.3, 0.4, 0.5]], "saved": {"selections": [selection], "scores": 0}}
+    seconds = dict.fromkeys(("read", "rebuild", "dense", "scores", "metrics", "total", "attention", "separate"), 0.5)
+    entry = {"unit": [0, 2], "cells": [cell], "scores": [[1, 1, 2, pack("f", 0.5, 0.25)]], "seconds": seconds}
+    write("layer_entry", "whole", compact(entry))
+    write("layer_entry", "failed", compact(entry | {"cells": [{
+        key: cell[key] for key in ("method", "name", "density", "phase", "block")} | {"failed": "reason"}]}))
+    write("layer_entry", "huge", compact(entry | {"cells": [cell | {"density_rows": [2**13, 2**13, 0.5]}]}))
+
+
 # Dictionaries
 
 
@@ -409,8 +456,8 @@ def make_dictionaries():
     """The words of each corpus, which mutations can then put anywhere."""
     folder = HERE / "dictionaries"
     folder.mkdir(exist_ok=True)
-    for target in ("chat_template", "config_json", "gate_and_task", "gguf", "hf_folder", "journal", "jsonl",
-                   "longbench_tables", "method_spec", "report", "report_page", "safetensors",
+    for target in ("chat_template", "config_json", "experiment", "gate_and_task", "gguf", "hf_folder", "journal",
+                   "jsonl", "layer_entry", "longbench_tables", "method_spec", "report", "report_page", "safetensors",
                    "tokenizer", "trace_safetensors"):
         words = set()
         for file in sorted((CORPUS / target).iterdir()):
@@ -434,6 +481,7 @@ def main():
     make_journals()
     make_reports()
     make_specs()
+    make_sweeps()
     make_dictionaries()
 
 

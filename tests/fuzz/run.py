@@ -27,6 +27,7 @@ LONG = {
     "trace_safetensors": 300_000, "jsonl": 600_000, "method_spec": 150_000, "report": 200_000,
     "report_page": 200_000, "gguf": 1_600_000, "chat_template": 1_000_000, "gate_and_task": 800_000,
     "longbench_tables": 800_000, "config_json": 1_400_000, "safetensors": 1_600_000,
+    "experiment": 400_000, "layer_entry": 400_000,
 }
 
 
