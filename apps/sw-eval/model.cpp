@@ -44,25 +44,41 @@ nlohmann::json identity_of(const ModelReport& report, const std::vector<Task>& t
           {"protocol", nlohmann::json(to_json(report.protocol))}};
 }
 
-/// One file a task and arm, named TASK.jsonl in a folder for each arm.
+/// Where the replies of an arm to a task go: TASK.jsonl in a folder for each arm.
+std::filesystem::path predictions_path(const std::string& folder, std::string arm,
+                                       const Task& task) {
+  std::replace_if(
+      arm.begin(), arm.end(), [](char c) { return c == '/' || c == ' ' || c == ':'; }, '_');
+  return std::filesystem::path(folder) / arm / (task.benchmark_name() + ".jsonl");
+}
+
+/// Throws Error(kOutput) when one of the files exists already: to be found out before the work.
+void check_predictions(const std::vector<ArmInfo>& arms, const std::vector<Task>& tasks,
+                       const std::string& folder) {
+  for (const ArmInfo& arm : arms) {
+    for (const Task& task : tasks) {
+      const std::string path = predictions_path(folder, arm.label, task).string();
+      std::error_code ignored;
+      if (task.scorer() == nullptr || !std::filesystem::exists(path, ignored)) continue;
+      throw Error(ErrorKind::kOutput, "'" + path + "' exists already",
+                  "use --force to replace it, or another folder for --predictions");
+    }
+  }
+}
+
 void write_predictions(const ModelReport& report, const std::vector<Task>& tasks,
                        const std::string& folder, bool force) {
-  namespace fs = std::filesystem;
-  for (std::size_t a = 0; a < report.arms.size(); ++a) {
-    std::string name = report.arms[a].label;
-    std::replace_if(
-        name.begin(), name.end(), [](char c) { return c == '/' || c == ' ' || c == ':'; }, '_');
-    const fs::path place = fs::path(folder) / name;
-    std::error_code error;
-    fs::create_directories(place, error);
-    if (error) {
-      throw Error(ErrorKind::kOutput, "cannot create '" + place.string() + "': " + error.message(),
-                  "choose another folder for --predictions");
-    }
+  for (const ArmInfo& arm : report.arms) {
     for (const Task& task : tasks) {
       if (task.scorer() == nullptr) continue;
-      write_file((place / (task.benchmark_name() + ".jsonl")).string(),
-                 predictions_jsonl(report, task.name(), report.arms[a].label), force);
+      const std::filesystem::path path = predictions_path(folder, arm.label, task);
+      std::error_code error;
+      std::filesystem::create_directories(path.parent_path(), error);
+      if (error) {
+        throw Error(ErrorKind::kOutput, "cannot write '" + path.string() + "': " + error.message(),
+                    "choose another folder for --predictions");
+      }
+      write_file(path.string(), predictions_jsonl(report, task.name(), arm.label), force);
     }
   }
 }
@@ -83,11 +99,14 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
 
   const std::string journal_path = paths.json.substr(0, paths.json.size() - 5) + ".journal";
   Journal journal(journal_path, identity_of(report, tasks));
-  // The JSON file comes last: with this mark, an HDF5 file alone is what a killed run left behind.
+  // The JSON file comes last: with this mark, an HDF5 file or replies alone are what a killed run
+  // left behind.
   const bool interrupted = std::ranges::any_of(
       journal.entries(), [](const nlohmann::json& json) { return json.contains("event"); });
   const bool replace = common.force || interrupted;
   { const PendingFile checked(paths.hdf5, replace); }
+  const bool predicts = !options.predictions.empty();
+  if (predicts && !replace) check_predictions(report.arms, tasks, options.predictions);
   if (!common.quiet) {
     if (!journal.entries().empty()) {
       std::cerr << "resuming: " << journal.entries().size() << " results stand in '" << journal_path
@@ -111,10 +130,8 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
   }
   if (!interrupted) journal.append({{"event", "report"}});
   const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
+  if (predicts) write_predictions(report, tasks, options.predictions, replace);
   write_report(report, summary, paths, replace);
-  if (!options.predictions.empty()) {
-    write_predictions(report, tasks, options.predictions, common.force);
-  }
   std::cout << report_table(report, summary);
   std::int64_t truncated = 0;
   for (const RunEntry& entry : report.entries) {

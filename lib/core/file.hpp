@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
@@ -45,11 +46,21 @@ class PendingFile {
   void write(std::string_view text);
   /// fsync and rename. Throws Error(kOutput) and leaves the old state when either fails.
   void commit();
+  /// Commits files that belong together, in this order. When one fails, those before it are taken
+  /// back: what stood there before stands there again.
+  static void commit_all(std::initializer_list<PendingFile*> files);
 
  private:
+  enum class Placed { kNo, kNew, kSwapped, kReplaced };
+
+  void sync() const;
+  void place(bool keep_old);
+  void take_back() noexcept;
+
   std::string path_;
   std::string temporary_path_;
   bool force_ = false;
+  Placed placed_ = Placed::kNo;
 };
 
 /// Writes `text` to `path` through a PendingFile. Throws Error(kOutput), a full disk included.

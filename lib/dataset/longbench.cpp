@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
+#include "core/json.hpp"
 #include "core/text.hpp"
 
 namespace sw {
@@ -45,6 +47,23 @@ std::string fill_in(std::string_view text, const LongBenchRecord& record, const 
   return out;
 }
 
+[[noreturn]] void fail_table(const std::string& path, const char* what, const std::string& reason) {
+  throw Error(
+      ErrorKind::kInput, path + ": not a JSON object of " + what + " (" + reason + ")",
+      "take the file " + std::filesystem::path(path).filename().string() + " of LongBench v1");
+}
+
+/// A file of the benchmark's configuration, an object of `what`.
+nlohmann::json read_table(const std::string& path, const char* what) {
+  constexpr int kMaxDepth = 4;
+  const std::string text = read_file(path, std::uint64_t{1} << 24);
+  try {
+    return parse_json_object(text, "it", kMaxDepth);
+  } catch (const Error& error) {
+    fail_table(path, what, error.what());
+  }
+}
+
 }  // namespace
 
 LongBenchRecord read_longbench(const JsonlFile& file, std::int64_t index) {
@@ -74,13 +93,11 @@ bool longbench_uses_chat(std::string_view task) {
 }
 
 LongBenchPrompts::LongBenchPrompts(const std::string& path) : path_(path) {
-  try {
-    // get_to refuses anything but an object of strings.
-    nlohmann::json::parse(read_file(path, std::uint64_t{1} << 24)).get_to(templates_);
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(ErrorKind::kInput,
-                path + ": not a JSON object of prompt strings (" + error.what() + ")",
-                "take the file dataset2prompt.json of LongBench v1");
+  constexpr const char* kWhat = "prompt strings";
+  const nlohmann::json table = read_table(path, kWhat);
+  for (const auto& [task, prompt] : table.items()) {
+    if (!prompt.is_string()) fail_table(path, kWhat, "'" + task + "' is " + prompt.type_name());
+    templates_[task] = prompt.get<std::string>();
   }
 }
 
@@ -107,21 +124,13 @@ Sample LongBenchPrompts::sample(const LongBenchRecord& record) const {
 }
 
 LongBenchLengths::LongBenchLengths(const std::string& path) : path_(path) {
-  const auto fail = [&path](const std::string& reason) {
-    throw Error(ErrorKind::kInput, path + ": not a JSON object of lengths (" + reason + ")",
-                "take the file dataset2maxlen.json of LongBench v1");
-  };
-  try {
-    const auto json = nlohmann::json::parse(read_file(path, std::uint64_t{1} << 24));
-    if (!json.is_object()) fail(std::string("it is ") + json.type_name());
-    for (const auto& [task, length] : json.items()) {
-      if (!length.is_number_integer() || length.get<std::int64_t>() < 1) {
-        fail("'" + task + "' has " + length.dump());
-      }
-      lengths_[task] = length.get<std::int64_t>();
+  constexpr const char* kWhat = "lengths";
+  const nlohmann::json table = read_table(path, kWhat);
+  for (const auto& [task, length] : table.items()) {
+    if (!length.is_number_integer() || length.get<std::int64_t>() < 1) {
+      fail_table(path, kWhat, "'" + task + "' has " + length.dump());
     }
-  } catch (const nlohmann::json::exception& error) {
-    fail(error.what());
+    lengths_[task] = length.get<std::int64_t>();
   }
 }
 

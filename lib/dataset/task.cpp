@@ -79,6 +79,9 @@ Task Task::open(std::string_view spec, const TaskPlaces& places) {
   } else {
     fail(spec, "unknown kind of task, or a part is missing");
   }
+  if (task.benchmark_name_.find_first_of(std::string_view("/\0", 2)) != std::string::npos) {
+    fail(spec, "the name is that of a file of replies, so it cannot hold '/'");
+  }
   return task;
 }
 

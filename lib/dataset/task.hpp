@@ -44,7 +44,8 @@ class Task {
   const std::string& name() const { return name_; }
   /// The canonical spec: kind, name and options that decide the samples.
   const std::string& spec() const { return spec_; }
-  /// The name that the benchmark uses for its files: "trec_e", "vt", "niah".
+  /// The name that the benchmark uses for its files: "trec_e", "vt", "niah". No path: it has no
+  /// '/'.
   const std::string& benchmark_name() const { return benchmark_name_; }
   /// Every file that the samples and their protocol come from.
   const std::vector<std::string>& files() const { return files_; }

@@ -207,7 +207,9 @@ void Journal::read(const Json& identity) {
   }
   if (static_cast<std::size_t>(size_) < file_size) {
     dropped_bytes_ = static_cast<std::int64_t>(file_size) - size_;
-    if (ftruncate(file_, size_) != 0) fail_output(path_, std::strerror(errno));
+    while (ftruncate(file_, size_) != 0) {
+      if (errno != EINTR) fail_output(path_, std::strerror(errno));
+    }
   }
   if (size_ > 0) return;
   write_line(std::string(kMagic) + make_line(dump(identity)));

@@ -169,6 +169,14 @@ ModelCell collect(std::span<const RunEntry> entries, std::size_t task, std::size
   }
   cell.samples = std::ssize(cell.entries);
   for (const RunEntry* entry : cell.entries) {
+    const RunEntry& first = *cell.entries.front();
+    if (entry->reply.has_value() != first.reply.has_value() ||
+        entry->usage.size() != first.usage.size()) {
+      throw Error(ErrorKind::kInput,
+                  entry->task + ": the samples " + std::to_string(first.sample) + " and " +
+                      std::to_string(entry->sample) + " are not of one model and kind of task",
+                  "delete the journal, or choose another -o");
+    }
     if (entry->prompt.tokens < entry->prompt.untruncated) ++cell.truncated;
     cell.prefill_seconds.push_back(entry->prefill_seconds);
     if (entry->decode_steps > 0) {

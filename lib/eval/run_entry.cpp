@@ -1,5 +1,6 @@
 #include "eval/run_entry.hpp"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -60,6 +61,36 @@ LayerUsage usage_from_json(const Json& json) {
   json.at(6).get_to(usage.kv_tokens_read);
   json.at(7).get_to(usage.kv_tokens_context);
   return usage;
+}
+
+/// What summaries and reports rely on.
+void check(const RunEntry& entry) {
+  const auto require = [&](bool holds, const char* what) {
+    if (holds) return;
+    throw Error(ErrorKind::kInput,
+                "a journal entry of '" + entry.task + "' contradicts itself: " + what,
+                "delete the journal, or choose another -o");
+  };
+  require(entry.reply.has_value() != entry.window.has_value(),
+          "it is not of one reply or one window");
+  // Sums over all entries stay inside 64 bits.
+  const auto counts = [](std::int64_t n) { return 0 <= n && n <= std::int64_t{1} << 50; };
+  for (const LayerUsage& layer : entry.usage) {
+    require(counts(layer.pairs.causal) && std::ranges::all_of(layer.pairs.kept, counts) &&
+                counts(layer.kv_tokens_read) && counts(layer.kv_tokens_context),
+            "a count is out of bounds");
+  }
+  if (!entry.window) return;
+  const WindowResult& window = *entry.window;
+  require(0 <= window.begin && window.begin <= window.scored_from &&
+              window.scored_from <= window.end &&
+              std::ssize(window.nll) == window.end - window.scored_from,
+          "its likelihoods are not those of its window");
+  const std::size_t compared = window.kl.size();
+  require((compared == 0 || compared == window.nll.size()) && window.delta_p.size() == compared &&
+              window.same_top.size() == compared &&
+              (window.hidden_error.empty() || window.hidden_error.size() == entry.usage.size()),
+          "its comparisons are not those of its tokens and layers");
 }
 
 }  // namespace
@@ -160,6 +191,7 @@ RunEntry run_entry_from_json(const Json& json) {
       it->at("hidden_error").get_to(window.hidden_error);
       entry.window = std::move(window);
     }
+    check(entry);
     return entry;
   } catch (const Json::exception& error) {
     throw Error(ErrorKind::kInput,

@@ -67,7 +67,8 @@ struct RunEntry {
 };
 
 nlohmann::json to_json(const RunEntry& entry);
-/// Throws Error(kInput) when a field is missing or has another type.
+/// Throws Error(kInput) when a field is missing or has another type, and when the entry contradicts
+/// itself: it is of one reply or one window, whose arrays have the sizes that they say.
 RunEntry run_entry_from_json(const nlohmann::json& json);
 
 }  // namespace sw

@@ -12,6 +12,7 @@
 
 #include "build_info.hpp"
 #include "core/parallel.hpp"
+#include "trace/hdf5.hpp"
 
 namespace sw {
 namespace {
@@ -28,6 +29,7 @@ std::string cpuinfo(const std::string& key) {
 }
 
 std::string hdf5_version() {
+  hdf5::initialise();  // too late once the library has been asked for anything
   unsigned major = 0;
   unsigned minor = 0;
   unsigned release = 0;

@@ -31,8 +31,7 @@ void write_report_files(const ReportPaths& paths, bool force,
   PendingFile hdf5(paths.hdf5, force);
   write_hdf5(hdf5.temporary_path());
   json.write(json_text);
-  hdf5.commit();
-  json.commit();
+  PendingFile::commit_all({&hdf5, &json});
 }
 
 void write_report(const Report& report, const ReportPaths& paths, bool force) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
@@ -13,6 +14,7 @@ using hdf5::check;
 
 struct ReportArrays::State {
   std::string path;
+  std::uint64_t bytes = 0;
   hdf5::File file;
 
   Error failed(const std::string& what) const {
@@ -29,10 +31,10 @@ std::string place_of(const ReportCell& cell, const std::string& name) {
   return "/cells/" + cell.id + "/" + name;
 }
 
-/// Whether every part of an absolute path is there.
+/// Whether every part of an absolute path is there, without links, which may lead out of the file.
 bool exists(hid_t file, const std::string& place) {
   for (std::size_t at = place.find('/', 1);; at = place.find('/', at + 1)) {
-    if (check(H5Lexists(file, place.substr(0, at).c_str(), H5P_DEFAULT)) == 0) return false;
+    if (!hdf5::has_member(file, place.substr(0, at))) return false;
     if (at == std::string::npos) return true;
   }
 }
@@ -43,6 +45,7 @@ ReportArrays::ReportArrays(const ReportFile& report) : state_(std::make_unique<S
   state_->path = report.arrays_path().value_or("");
   hdf5::initialise();
   try {
+    state_->bytes = std::filesystem::file_size(state_->path);
     const hdf5::PropertyList access(H5Pcreate(H5P_FILE_ACCESS));
     check(H5Pset_file_locking(access.get(), false, true));
     state_->file = hdf5::File(H5Fopen(state_->path.c_str(), H5F_ACC_RDONLY, access.get()));
@@ -67,7 +70,7 @@ std::optional<ReportArray> ReportArrays::read_at(const std::string& place,
                                                  std::int64_t max_values) const {
   try {
     if (!exists(state_->file.get(), place)) return std::nullopt;
-    const hdf5::Dataset dataset(H5Dopen2(state_->file.get(), place.c_str(), H5P_DEFAULT));
+    const hdf5::Dataset dataset = hdf5::open_dataset(state_->file.get(), place, state_->bytes);
     const hdf5::Space space(H5Dget_space(dataset.get()));
     ReportArray array;
     array.shape = hdf5::extents(space);

@@ -1,9 +1,17 @@
 #include "trace/hdf5.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
-#ifdef __SANITIZE_ADDRESS__
+#include "core/tensor.hpp"
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SW_ADDRESS_SANITIZER 1  // clang's way to say it
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(SW_ADDRESS_SANITIZER)
 /// The library itself loses memory when a file is damaged or cannot be flushed.
 extern "C" const char* __lsan_default_suppressions() { return "leak:libhdf5"; }
 #endif
@@ -12,6 +20,9 @@ namespace sw::hdf5 {
 namespace {
 
 constexpr std::uint64_t kMaxAttributeBytes = std::uint64_t{1} << 20;
+/// deflate packs at most 1032 bytes into one; more than this cannot be stored data.
+constexpr std::uint64_t kMaxRatio = 1100;
+constexpr std::uint64_t kMaxChunkBytes = std::uint64_t{1} << 28;
 
 /// Reads the single string of an attribute or dataset; `read(memory type, buffer)` is H5Aread or
 /// H5Dread.
@@ -163,6 +174,65 @@ void write_attribute(hid_t object, const std::string& name, const std::string& v
 
 void write_attribute(hid_t object, const std::string& name, std::int64_t value) {
   write_attribute(object, name, H5T_NATIVE_INT64, &value);
+}
+
+bool has_member(hid_t group, const std::string& name) {
+  if (check(H5Lexists(group, name.c_str(), H5P_DEFAULT)) == 0) return false;
+  H5L_info_t link{};
+  check(H5Lget_info(group, name.c_str(), &link, H5P_DEFAULT));
+  if (link.type != H5L_TYPE_HARD) {
+    throw Failure{"'" + name + "' is a link; links are not followed"};
+  }
+  return true;
+}
+
+Dataset open_dataset(hid_t group, const std::string& name, std::uint64_t file_bytes) {
+  Dataset dataset(H5Dopen2(group, name.c_str(), H5P_DEFAULT));
+  const PropertyList properties(H5Dget_create_plist(dataset.get()));
+  const Type type(H5Dget_type(dataset.get()));
+  const H5D_layout_t layout = check(H5Pget_layout(properties.get()));
+  if (layout != H5D_CHUNKED && layout != H5D_CONTIGUOUS && layout != H5D_COMPACT) {
+    throw Failure{"its data are in other files"};
+  }
+  if (layout == H5D_CONTIGUOUS && check(H5Pget_external_count(properties.get())) > 0) {
+    throw Failure{"its data are in other files"};
+  }
+  const int filters = check(H5Pget_nfilters(properties.get()));
+  bool compressed = false;
+  for (int i = 0; i < filters; ++i) {
+    unsigned flags = 0;
+    std::size_t parameters = 0;
+    const H5Z_filter_t filter =
+        check(H5Pget_filter2(properties.get(), static_cast<unsigned>(i), &flags, &parameters,
+                             nullptr, 0, nullptr, nullptr));
+    if (filter != H5Z_FILTER_DEFLATE && filter != H5Z_FILTER_SHUFFLE &&
+        filter != H5Z_FILTER_FLETCHER32) {
+      throw Failure{"it is compressed with filter " + std::to_string(filter) +
+                    "; deflate and shuffle are known"};
+    }
+    compressed = compressed || filter == H5Z_FILTER_DEFLATE;
+  }
+
+  const auto shape = extents(Space(H5Dget_space(dataset.get())));
+  const std::size_t element = H5Tget_size(type.get());
+  const auto elements = checked_product(shape);
+  const std::uint64_t limit = file_bytes * (compressed ? kMaxRatio : 1);
+  if (!elements || element == 0 || static_cast<std::uint64_t>(*elements) > limit / element ||
+      static_cast<std::uint64_t>(*elements) * element >
+          H5Dget_storage_size(dataset.get()) * (compressed ? kMaxRatio : 1)) {
+    throw Failure{"its shape " + shape_text(shape) + " is more than the file holds"};
+  }
+  if (layout == H5D_CHUNKED) {
+    std::array<hsize_t, H5S_MAX_RANK> chunk{};
+    const int rank = check(H5Pget_chunk(properties.get(), H5S_MAX_RANK, chunk.data()));
+    std::vector<std::int64_t> factors(chunk.begin(), chunk.begin() + rank);
+    factors.push_back(static_cast<std::int64_t>(element));
+    const auto bytes = checked_product(factors);
+    if (!bytes || static_cast<std::uint64_t>(*bytes) > kMaxChunkBytes) {
+      throw Failure{"its chunks are larger than 256 MiB"};
+    }
+  }
+  return dataset;
 }
 
 std::string read_text(const Dataset& dataset, std::uint64_t max_bytes) {

@@ -87,6 +87,14 @@ std::optional<std::int64_t> read_integer_attribute(hid_t object, const std::stri
 void write_attribute(hid_t object, const std::string& name, const std::string& value);
 void write_attribute(hid_t object, const std::string& name, std::int64_t value);
 
+/// Whether `group` has a member of this name, in this file: throws a Failure for links, which may
+/// lead elsewhere.
+bool has_member(hid_t group, const std::string& name);
+/// Opens a dataset and checks that its bytes can really be in this file of `file_bytes`, before
+/// anything of their size is allocated. Throws a Failure when they cannot, when they are in other
+/// files, and when they are stored in a way that is not read here.
+Dataset open_dataset(hid_t group, const std::string& name, std::uint64_t file_bytes);
+
 /// The string in a dataset that holds exactly one, of at most `max_bytes`.
 std::string read_text(const Dataset& dataset, std::uint64_t max_bytes);
 

@@ -52,7 +52,8 @@ class Hdf5Sink : public TraceSink {
   void finish(const TraceInfo& info) override {
     guard([&] {
       for (const auto& [name, value] : list_attributes(info)) {
-        std::visit([&](const auto& v) { hdf5::write_attribute(file_.get(), name, v); }, value);
+        std::visit([&, &key = name](const auto& v) { hdf5::write_attribute(file_.get(), key, v); },
+                   value);
       }
       if (!info.tokens.empty()) {
         write_dataset("tokens", H5T_STD_I32LE, H5T_NATIVE_INT32, {info.tokens.size()},

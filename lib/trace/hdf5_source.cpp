@@ -3,7 +3,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <charconv>
 #include <csignal>
@@ -18,10 +17,6 @@ namespace sw {
 namespace {
 
 using hdf5::check;
-
-/// deflate packs at most 1032 bytes into one; more than this cannot be stored data.
-constexpr std::uint64_t kMaxRatio = 1100;
-constexpr std::uint64_t kMaxChunkBytes = std::uint64_t{1} << 28;
 
 Error damaged(const std::string& what, const std::string& reason) {
   return Error(
@@ -56,74 +51,12 @@ class Hdf5Attributes : public AttributeReader {
   hid_t object_;
 };
 
-/// Whether `group` has a member of this name, in this file: links to elsewhere are refused.
-bool has_member(hid_t group, const std::string& name) {
-  if (check(H5Lexists(group, name.c_str(), H5P_DEFAULT)) == 0) return false;
-  H5L_info_t link{};
-  check(H5Lget_info(group, name.c_str(), &link, H5P_DEFAULT));
-  if (link.type != H5L_TYPE_HARD) {
-    throw hdf5::Failure{"'" + name + "' is a link; links are not followed"};
-  }
-  return true;
-}
-
-/// Opens a dataset and checks that its bytes can really be in this file, before anything of their
-/// size is allocated.
-hdf5::Dataset open_dataset(hid_t group, const std::string& name, std::uint64_t file_bytes) {
-  hdf5::Dataset dataset(H5Dopen2(group, name.c_str(), H5P_DEFAULT));
-  const hdf5::PropertyList properties(H5Dget_create_plist(dataset.get()));
-  const hdf5::Type type(H5Dget_type(dataset.get()));
-  const H5D_layout_t layout = check(H5Pget_layout(properties.get()));
-  if (layout != H5D_CHUNKED && layout != H5D_CONTIGUOUS && layout != H5D_COMPACT) {
-    throw hdf5::Failure{"its data are in other files"};
-  }
-  if (layout == H5D_CONTIGUOUS && check(H5Pget_external_count(properties.get())) > 0) {
-    throw hdf5::Failure{"its data are in other files"};
-  }
-  const int filters = check(H5Pget_nfilters(properties.get()));
-  bool compressed = false;
-  for (int i = 0; i < filters; ++i) {
-    unsigned flags = 0;
-    std::size_t parameters = 0;
-    const H5Z_filter_t filter =
-        check(H5Pget_filter2(properties.get(), static_cast<unsigned>(i), &flags, &parameters,
-                             nullptr, 0, nullptr, nullptr));
-    if (filter != H5Z_FILTER_DEFLATE && filter != H5Z_FILTER_SHUFFLE &&
-        filter != H5Z_FILTER_FLETCHER32) {
-      throw hdf5::Failure{"it is compressed with filter " + std::to_string(filter) +
-                          "; deflate and shuffle are known"};
-    }
-    compressed = compressed || filter == H5Z_FILTER_DEFLATE;
-  }
-
-  const auto shape = hdf5::extents(hdf5::Space(H5Dget_space(dataset.get())));
-  const std::size_t element = H5Tget_size(type.get());
-  const auto elements = checked_product(shape);
-  const std::uint64_t limit = file_bytes * (compressed ? kMaxRatio : 1);
-  if (!elements || element == 0 || static_cast<std::uint64_t>(*elements) > limit / element ||
-      static_cast<std::uint64_t>(*elements) * element >
-          H5Dget_storage_size(dataset.get()) * (compressed ? kMaxRatio : 1)) {
-    throw hdf5::Failure{"its shape " + shape_text(shape) + " is more than the file holds"};
-  }
-  if (layout == H5D_CHUNKED) {
-    std::array<hsize_t, H5S_MAX_RANK> chunk{};
-    const int rank = check(H5Pget_chunk(properties.get(), H5S_MAX_RANK, chunk.data()));
-    std::vector<std::int64_t> factors(chunk.begin(), chunk.begin() + rank);
-    factors.push_back(static_cast<std::int64_t>(element));
-    const auto bytes = checked_product(factors);
-    if (!bytes || static_cast<std::uint64_t>(*bytes) > kMaxChunkBytes) {
-      throw hdf5::Failure{"its chunks are larger than 256 MiB"};
-    }
-  }
-  return dataset;
-}
-
 /// A dataset of whole numbers with the given rank; `shape` gets its extents.
 template <class T>
 std::vector<T> read_integers(hid_t group, const std::string& name, std::uint64_t file_bytes,
                              hid_t memory_type, std::size_t rank,
                              std::vector<std::int64_t>& shape) {
-  const hdf5::Dataset dataset = open_dataset(group, name, file_bytes);
+  const hdf5::Dataset dataset = hdf5::open_dataset(group, name, file_bytes);
   const hdf5::Type type(H5Dget_type(dataset.get()));
   if (check(H5Tget_class(type.get())) != H5T_INTEGER) throw hdf5::Failure{"it holds no integers"};
   shape = hdf5::extents(hdf5::Space(H5Dget_space(dataset.get())));
@@ -136,7 +69,7 @@ std::vector<T> read_integers(hid_t group, const std::string& name, std::uint64_t
 void read_annotations(hid_t root, std::uint64_t file_bytes, TraceInfo& info, Problems& problems) {
   const auto attempt = [&](const std::string& name, auto&& read) {
     try {
-      if (has_member(root, name)) read(name);
+      if (hdf5::has_member(root, name)) read(name);
     } catch (const hdf5::Failure& failure) {
       problems.push_back(damaged(name, failure.reason));
     }
@@ -154,7 +87,7 @@ void read_annotations(hid_t root, std::uint64_t file_bytes, TraceInfo& info, Pro
     }
   });
   attempt("text", [&](const std::string& name) {
-    const hdf5::Dataset dataset = open_dataset(root, name, file_bytes);
+    const hdf5::Dataset dataset = hdf5::open_dataset(root, name, file_bytes);
     info.text = hdf5::read_text(dataset, file_bytes);
   });
   if (info.planted) {
@@ -198,7 +131,7 @@ class Hdf5Source : public TraceSource {
   /// The indices of the groups in /layers.
   std::set<std::int64_t> find_layers(Problems& problems) const {
     std::set<std::int64_t> found;
-    if (!has_member(file_.get(), "layers")) return found;
+    if (!hdf5::has_member(file_.get(), "layers")) return found;
     const hdf5::Group layers(H5Gopen2(file_.get(), "layers", H5P_DEFAULT));
     std::vector<std::string> names;
     const auto collect = [](hid_t, const char* name, const H5L_info_t*, void* data) -> herr_t {
@@ -224,12 +157,12 @@ class Hdf5Source : public TraceSource {
                    std::uint64_t file_bytes) {
     const std::string name(trace_tensor_name(tensor));
     const hdf5::Group layers(H5Gopen2(file_.get(), "layers", H5P_DEFAULT));
-    has_member(layers.get(), layer_group_name(layer));
+    hdf5::has_member(layers.get(), layer_group_name(layer));
     const hdf5::Group group(H5Gopen2(layers.get(), layer_group_name(layer).c_str(), H5P_DEFAULT));
-    if (!has_member(group.get(), name)) {
+    if (!hdf5::has_member(group.get(), name)) {
       throw wrong(tensor_title(layer, tensor) + " is missing");
     }
-    hdf5::Dataset dataset = open_dataset(group.get(), name, file_bytes);
+    hdf5::Dataset dataset = hdf5::open_dataset(group.get(), name, file_bytes);
     const auto shape = hdf5::extents(hdf5::Space(H5Dget_space(dataset.get())));
     if (shape != tensor_shape(info, tensor)) {
       throw wrong(tensor_title(layer, tensor) + " has the shape " + shape_text(shape) +

@@ -24,7 +24,9 @@ class SafetensorsSink : public TraceSink {
     std::uint64_t data_bytes = 0;
     header_room_ = header_text(info_, kManySpans, data_bytes).size();
     header_room_ = (header_room_ + sizeof(std::uint64_t) + 63) / 64 * 64 - sizeof(std::uint64_t);
-    file_ = open(temporary_path.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC);
+    do {
+      file_ = open(temporary_path.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC);
+    } while (file_ < 0 && errno == EINTR);
     if (file_ < 0) throw output_error(path_, std::strerror(errno));
   }
 
@@ -64,7 +66,10 @@ class SafetensorsSink : public TraceSink {
     add(info.answer_spans);
     if (info.planted) add(info.planted->blocks);
     add(info.tokens);
-    if (close(std::exchange(file_, -1)) != 0) throw output_error(path_, std::strerror(errno));
+    // An interrupted close has closed.
+    if (close(std::exchange(file_, -1)) != 0 && errno != EINTR) {
+      throw output_error(path_, std::strerror(errno));
+    }
   }
 
  private:
@@ -127,10 +132,8 @@ class SafetensorsSink : public TraceSink {
     const auto* next = static_cast<const char*>(data);
     while (bytes > 0) {
       const ssize_t written = pwrite(file_, next, bytes, static_cast<off_t>(offset));
-      if (written < 0) {
-        if (errno == EINTR) continue;
-        throw output_error(path_, std::strerror(errno));
-      }
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) throw output_error(path_, std::strerror(written < 0 ? errno : ENOSPC));
       next += written;
       offset += static_cast<std::uint64_t>(written);
       bytes -= static_cast<std::uint64_t>(written);

@@ -74,6 +74,18 @@ TEST(LongBench, BrokenPromptFiles) {
   }
 }
 
+TEST(LongBench, TablesAreNotNested) {
+  constexpr std::size_t kDeep = 2'000'000;  // no stack is so large
+  const std::string deep = "{\"trec\": " + std::string(kDeep, '[') + std::string(kDeep, ']') + "}";
+  const test::TemporaryFile file("deep.json", deep);
+  const auto lengths = [&] { LongBenchLengths{file.path()}; };
+  const auto prompts = [&] { LongBenchPrompts{file.path()}; };
+  EXPECT_NE(test::error_of(ErrorKind::kInput, lengths).find("nested too deeply"),
+            std::string::npos);
+  EXPECT_NE(test::error_of(ErrorKind::kInput, prompts).find("nested too deeply"),
+            std::string::npos);
+}
+
 TEST(LongBench, TasksAndChat) {
   EXPECT_EQ(longbench_task("2wikimqa_e"), "2wikimqa");
   EXPECT_EQ(longbench_task("passage_retrieval_en"), "passage_retrieval_en");

@@ -3,6 +3,7 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/file.hpp"
 #include "support/command.hpp"
@@ -205,6 +206,92 @@ TEST_F(SwEvalModel, TheSecondOfTwoProcessesOnAJournalRefuses) {
       kModel + "' --quiet --context 240 " + task);
   EXPECT_NE(result.code, 0);
   expect_contains(result, "another process");
+}
+
+/// Every file below a folder.
+std::set<std::string> files_below(const std::string& folder) {
+  std::set<std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    if (!entry.is_directory()) files.insert(entry.path().string());
+  }
+  return files;
+}
+
+// Names in models, traces and records are names, whatever they look like.
+TEST_F(SwEvalModel, NoInputLeadsOutsideTheOutput) {
+  std::string gguf = read_file(kModel);
+  const std::string name = "tiny llama";
+  const std::string elsewhere = "../../../e";
+  ASSERT_EQ(name.size(), elsewhere.size());
+  const std::size_t at = gguf.find(name);
+  ASSERT_NE(at, std::string::npos);
+  write("model.gguf", gguf.replace(at, name.size(), elsewhere));
+  testing::TinyTrace tiny;
+  TraceInfo info = tiny.info();
+  info.model = info.source = "../../../etc/trace";
+  const std::string trace = folder_.file("trace.h5");
+  {
+    TraceWriter writer(trace, info);
+    for (std::int64_t layer = info.first_layer; layer <= info.last_layer(); ++layer) {
+      writer.append(layer, tiny.tensor(layer, 0).view(), tiny.tensor(layer, 1).view(),
+                    tiny.tensor(layer, 2).view());
+    }
+    writer.commit();
+  }
+  const json ruler = {{"input", "text"}, {"outputs", {"1"}}, {"task", "../../../up"}};
+  write("ruler.jsonl", ruler.dump());
+  write("trec.jsonl", record("../../../../up", {"x"}));
+  std::filesystem::create_directories(folder_.file("a/b"));
+  const std::set<std::string> before = files_below(folder_.path());
+
+  const std::string program = "cd '" + folder_.file("a/b") + "' && '" SW_BIN_DIR "/sw-eval' ";
+  const std::string model_command =
+      program + "model ../../model.gguf --quiet --block 8 --compute f32 --context 240 " +
+      "--max-new-tokens 2 --method sink_window --density 0.3 ";
+  CommandResult result =
+      testing::run_command(model_command +
+                           "--task longbench:trec=../../trec.jsonl ruler:niah_x=../../ruler.jsonl "
+                           "--predictions preds -o out");
+  ASSERT_EQ(result.code, 0) << result.output;
+  result = testing::run_command(program + "trace ../../trace.h5 --quiet --block 16 -o trace");
+  ASSERT_EQ(result.code, 0) << result.output;
+  // A name given on the command line is no path either.
+  for (const char* task :
+       {"ruler:niah_/../../../up=../../ruler.jsonl", "ruler:niah/=../../ruler.jsonl"}) {
+    result = testing::run_command(model_command + "--task " + task + " --predictions preds -o o");
+    EXPECT_EQ(result.code, 2) << result.output;
+  }
+
+  std::set<std::string> written;
+  for (const std::string& file : files_below(folder_.path())) {
+    if (!before.contains(file))
+      written.insert(std::filesystem::relative(file, folder_.file("a/b")));
+  }
+  const std::set<std::string> expected = {"out.json",
+                                          "out.h5",
+                                          "out.journal",
+                                          "trace.json",
+                                          "trace.h5",
+                                          "preds/dense/trec.jsonl",
+                                          "preds/dense/niah_x.jsonl",
+                                          "preds/sink_window_@0.3/trec.jsonl",
+                                          "preds/sink_window_@0.3/niah_x.jsonl"};
+  EXPECT_EQ(written, expected);
+}
+
+// They are found before hours of work, not after.
+TEST_F(SwEvalModel, RepliesThatExistAreKept) {
+  const std::string task =
+      "--task longbench:trec=trec.jsonl --method sink_window --predictions preds -o out";
+  std::filesystem::create_directories(folder_.file("preds/dense"));
+  write("preds/dense/trec.jsonl", "mine");
+  const CommandResult refused = model(task);
+  EXPECT_EQ(refused.code, 1);
+  expect_contains(refused, "preds/dense/trec.jsonl' exists already");
+  EXPECT_EQ(read_file(folder_.file("preds/dense/trec.jsonl")), "mine");
+  EXPECT_FALSE(exists("out.json"));
+  EXPECT_EQ(model(task + " --force").code, 0);
+  EXPECT_NE(read_file(folder_.file("preds/dense/trec.jsonl")), "mine");
 }
 
 }  // namespace

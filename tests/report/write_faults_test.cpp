@@ -1,0 +1,266 @@
+// Every call that writes a file fails once, in every place where files are written: the outcome is
+// one clear error or the whole file, and never a lost or a half-written one.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "core/error.hpp"
+#include "core/file.hpp"
+#include "eval/journal.hpp"
+#include "report/files.hpp"
+#include "report/hdf5_report.hpp"
+#include "report/profile_report.hpp"
+#include "support/command.hpp"
+#include "support/faults.hpp"
+#include "support/tiny_trace.hpp"
+
+namespace sw {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using Files = std::map<std::string, std::string>;
+
+constexpr int kShort = 0;
+constexpr int kErrors[] = {ENOSPC, EIO, EINTR, kShort};
+
+std::string name_of(int error) { return error == kShort ? "short writes" : std::strerror(error); }
+
+/// Name and content of all files below a folder.
+Files files_in(const std::string& folder) {
+  Files files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    files[fs::relative(entry.path(), folder).string()] = read_file(entry.path().string());
+  }
+  return files;
+}
+
+struct Faults {
+  /// Fills a new folder with what is there before.
+  std::function<void(const std::string& folder)> before = [](const std::string&) {};
+  /// Writes into it; throws Error(kOutput) when that fails.
+  std::function<void(const std::string& folder)> write;
+  /// Whether what is there after an error is right; by default what was there before.
+  std::function<bool(const Files& before, const Files& after)> intact =
+      [](const Files& old, const Files& now) { return old == now; };
+  /// Whether the writes are those of the HDF5 library: it takes an interrupted open, close or
+  /// ftruncate for an error, where our own go on, and its files hold the time, so that those of two
+  /// runs are compared by name only.
+  bool hdf5 = false;
+};
+
+void run(const Faults& faults) {
+  Files whole;
+  {
+    const testing::TemporaryFolder folder;
+    faults.before(folder.path());
+    faults.write(folder.path());
+    whole = files_in(folder.path());
+  }
+  for (const int error : kErrors) {
+    long calls = 0;
+    for (long at = 1; at == 1 || calls >= at - 1; ++at) {
+      SCOPED_TRACE(name_of(error) + " in call " + std::to_string(at));
+      const testing::TemporaryFolder folder;
+      faults.before(folder.path());
+      const Files old = files_in(folder.path());
+      bool failed = false;
+      sw_faults_arm(folder.path().c_str(), at, error);
+      try {
+        faults.write(folder.path());
+        calls = sw_faults_disarm();
+      } catch (const Error& e) {
+        calls = sw_faults_disarm();
+        failed = true;
+        EXPECT_EQ(e.kind(), ErrorKind::kOutput) << e.what();
+        EXPECT_NE(std::string(e.what()).find(folder.path()), std::string::npos) << e.what();
+        EXPECT_FALSE(e.hint().empty());
+      }
+      const Files now = files_in(folder.path());
+      if (failed) {
+        EXPECT_TRUE(faults.intact(old, now));
+        EXPECT_NE(error, kShort);
+        EXPECT_TRUE(faults.hdf5 || error != EINTR);
+      } else if (!faults.hdf5) {
+        EXPECT_TRUE(now == whole);
+      } else {
+        EXPECT_TRUE(std::ranges::equal(now, whole, {}, &Files::value_type::first,
+                                       &Files::value_type::first));
+      }
+      EXPECT_TRUE(calls >= at || !failed);
+      if (::testing::Test::HasFailure()) return;
+    }
+    EXPECT_GE(calls, 6);
+  }
+}
+
+TEST(WriteFaults, AFile) {
+  const std::string text(1000, 'x');
+  run({.write = [&](const std::string& folder) { write_file(folder + "/a", text, false); }});
+  run({.before = [](const std::string& folder) { write_file(folder + "/a", "old", false); },
+       .write = [&](const std::string& folder) { write_file(folder + "/a", text, true); }});
+}
+
+void write_trace(const std::string& path) {
+  testing::TinyTrace{.prefill = 20, .layers = 1, .answers = false}.write(path);
+}
+
+TEST(WriteFaults, ASafetensorsTrace) {
+  run({.write = [](const std::string& folder) { write_trace(folder + "/t.safetensors"); }});
+}
+
+TEST(WriteFaults, AnHdf5Trace) {
+  run({.write = [](const std::string& folder) { write_trace(folder + "/t.h5"); }, .hdf5 = true});
+}
+
+ProfileReport small_report() {
+  ProfileReport report;
+  report.created = "2026-01-01T00:00:00Z";
+  Measurement measurement;
+  measurement.method = "dense";
+  measurement.phase = "prefill";
+  measurement.seconds = {0.5, 0.25};
+  report.measurements.push_back(measurement);
+  return report;
+}
+
+void write_pair(const std::string& folder, const std::string& text, bool force) {
+  const ReportPaths paths = report_paths(folder + "/out");
+  const ProfileReport report = small_report();
+  write_report_files(
+      paths, force, [&](const std::string& place) { write_hdf5(report, place, paths.hdf5); }, text);
+}
+
+TEST(WriteFaults, AReport) {
+  run({.write = [](const std::string& folder) { write_pair(folder, "new", false); }, .hdf5 = true});
+}
+
+// Neither of the two files may be of one run and the other of another.
+TEST(WriteFaults, AReportOverAnOlderOne) {
+  const auto before = [](const std::string& folder) {
+    write_file(folder + "/out.json", "old", false);
+    write_file(folder + "/out.h5", "old arrays", false);
+  };
+  run({.before = before,
+       .write = [](const std::string& folder) { write_pair(folder, "new", true); },
+       .hdf5 = true});
+}
+
+// What append has returned from is there; what it has thrown for is not.
+TEST(WriteFaults, AJournal) {
+  const json identity = {{"kind", "test"}};
+  for (const int error : kErrors) {
+    long calls = 0;
+    for (long at = 1; at == 1 || calls >= at - 1; ++at) {
+      SCOPED_TRACE(name_of(error) + " in call " + std::to_string(at));
+      const testing::TemporaryFolder folder;
+      const std::string path = folder.file("run.journal");
+      int done = 0;
+      sw_faults_arm(folder.path().c_str(), at, error);
+      try {
+        Journal journal(path, identity);
+        for (; done < 3; ++done) journal.append({{"i", done}});
+        calls = sw_faults_disarm();
+      } catch (const Error& e) {
+        calls = sw_faults_disarm();
+        EXPECT_EQ(e.kind(), ErrorKind::kOutput) << e.what();
+        EXPECT_NE(std::string(e.what()).find(path), std::string::npos) << e.what();
+        EXPECT_NE(error, kShort);
+        EXPECT_NE(error, EINTR);
+      }
+      // The next run goes on.
+      Journal journal(path, identity);
+      ASSERT_EQ(std::ssize(journal.entries()), done);
+      for (; done < 3; ++done) journal.append({{"i", done}});
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(journal.entries()[static_cast<std::size_t>(i)]["i"], i);
+    }
+    EXPECT_GE(calls, 10);
+  }
+}
+
+/// A program from outside. Its files stand in the folder that is watched; what it reads does not.
+class ProgramFaults : public ::testing::Test {
+ protected:
+  void SetUp() override {
+#ifdef __SANITIZE_ADDRESS__
+    GTEST_SKIP() << "a library cannot be loaded in front of the address sanitizer";
+#endif
+  }
+
+  testing::CommandResult run(const std::string& command, const std::string& folder, long at,
+                             int error) const {
+    return testing::run_command(
+        "LD_PRELOAD='" SW_FAULTS_LIBRARY "' SW_FAULTS_COUNT='" + inputs_.file("calls") +
+        "' SW_FAULTS_FOLDER='" + folder + "' SW_FAULTS_AT=" + std::to_string(at) +
+        " SW_FAULTS_ERROR=" + std::to_string(error) + " '" SW_BIN_DIR "'/" + command);
+  }
+
+  /// The error and its hint, and nothing else.
+  static void expect_one_error(const testing::CommandResult& result) {
+    EXPECT_EQ(result.code, 1) << result.output;
+    EXPECT_EQ(result.output.rfind("error: cannot write ", 0), 0u) << result.output;
+    EXPECT_EQ(std::ranges::count(result.output, '\n'), 2) << result.output;
+  }
+
+  testing::TemporaryFolder inputs_;
+};
+
+/// What two runs of the same thing have in common.
+json without_times(json value) {
+  if (value.is_object()) {
+    for (const char* key : {"latency", "created", "seconds", "command"}) value.erase(key);
+  }
+  if (value.is_structured()) {
+    for (json& child : value) child = without_times(child);
+  }
+  return value;
+}
+
+// The journal, the HDF5 file, the JSON file and the predictions: a failed run goes on with the same
+// command, once the fault is gone, and ends in the same report.
+TEST_F(ProgramFaults, AModelRunGoesOn) {
+  const auto command = [&](const std::string& folder) {
+    return "sw-eval model '" SW_TEST_DIR
+           "/model/golden/tiny_llama.gguf' --quiet --block 8 --compute f32 --context 240 "
+           "--task niah:lengths=230,depths=0.5,samples=1 --max-new-tokens 2 --method sink_window "
+           "--density 0.3 --predictions '" +
+           folder + "/preds' -o '" + folder + "/out'";
+  };
+  const testing::TemporaryFolder undisturbed;
+  ASSERT_EQ(run(command(undisturbed.path()), undisturbed.path(), 0, EIO).code, 0);
+  const long calls = std::stol(read_file(inputs_.file("calls")));
+  ASSERT_GE(calls, 30);
+  const Files whole = files_in(undisturbed.path());
+  for (const int error : {ENOSPC, EIO}) {
+    for (long at = 1; at <= calls; ++at) {
+      SCOPED_TRACE(name_of(error) + " in call " + std::to_string(at));
+      const testing::TemporaryFolder folder;
+      auto result = run(command(folder.path()), folder.path(), at, error);
+      if (result.code != 0) {  // what only closes what is flushed may fail and not matter
+        expect_one_error(result);
+        EXPECT_FALSE(fs::exists(folder.file("out.json")));
+        for (const auto& [name, content] : files_in(folder.path())) {
+          EXPECT_TRUE(whole.contains(name)) << name;  // no temporary file
+        }
+        result = run(command(folder.path()), folder.path(), 0, error);
+      }
+      EXPECT_EQ(result.code, 0) << result.output;
+      const Files now = files_in(folder.path());
+      EXPECT_TRUE(
+          std::ranges::equal(now, whole, {}, &Files::value_type::first, &Files::value_type::first));
+      EXPECT_EQ(without_times(json::parse(now.at("out.json"))),
+                without_times(json::parse(whole.at("out.json"))));
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sw
