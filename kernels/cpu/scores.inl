@@ -148,21 +148,54 @@ inline DoubleVec exp_nonpositive(DoubleVec x) {
 }
 
 double exponentials(double* x, std::int64_t count, double largest) {
+  DoubleVec total = {};
+  std::int64_t i = 0;
+  for (; i + kDoubles <= count; i += kDoubles) {
+    const DoubleVec y = exp_nonpositive(load(x + i) - largest);
+    store(x + i, y);
+    total += y;
+  }
   double sum = 0.0;
-  for (std::int64_t i = 0; i < count; i += kDoubles) {
-    const int used = static_cast<int>(count - i < kDoubles ? count - i : kDoubles);
-    double part[kDoubles] = {};
-    for (int u = 0; u < used; ++u) part[u] = x[i + u] - largest;
-    store(part, exp_nonpositive(load(part)));
-    for (int u = 0; u < used; ++u) {
-      x[i + u] = part[u];
-      sum += part[u];
-    }
+  for (int u = 0; u < kDoubles; ++u) sum += total[u];
+  for (; i < count; ++i) {
+    x[i] = exp_nonpositive(DoubleVec{} + (x[i] - largest))[0];
+    sum += x[i];
   }
   return sum;
 }
 
-constexpr ScoreKernel kScores = {add_rows, multiply, exponentials};
+/// y [Vectors] += x m, for columns from the first of m on; rows are read from end to end.
+template <int Vectors>
+inline void add_row_strip(const double* x, ConstMatrix m, std::int64_t rows, DoubleVec* y) {
+  DoubleVec sum[Vectors];
+  for (int v = 0; v < Vectors; ++v) sum[v] = y[v];
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const DoubleVec factor = DoubleVec{} + x[i];
+    for (int v = 0; v < Vectors; ++v) sum[v] += factor * load(m.data + i * m.stride + v * kDoubles);
+  }
+  for (int v = 0; v < Vectors; ++v) y[v] = sum[v];
+}
+
+void add_row_product(const double* x, ConstMatrix m, std::int64_t rows, std::int64_t cols,
+                     double* y) {
+  std::int64_t j = 0;
+  const auto strip = [&]<int Vectors>() {
+    DoubleVec sum[Vectors];
+    for (int v = 0; v < Vectors; ++v) sum[v] = load(y + j + v * kDoubles);
+    add_row_strip<Vectors>(x, {m.data + j, m.stride}, rows, sum);
+    for (int v = 0; v < Vectors; ++v) store(y + j + v * kDoubles, sum[v]);
+    j += Vectors * kDoubles;
+  };
+  constexpr int kMost = SW_VECTOR_BYTES == 64 ? 16 : 8;
+  while (j + kMost * kDoubles <= cols) strip.template operator()<kMost>();
+  while (j + 4 * kDoubles <= cols) strip.template operator()<4>();
+  while (j + kDoubles <= cols) strip.template operator()<1>();
+  for (; j < cols; ++j) {
+    for (std::int64_t i = 0; i < rows; ++i) y[j] += x[i] * m.data[i * m.stride + j];
+  }
+}
+
+constexpr ScoreKernel kScores = {add_rows, multiply, add_row_product, exponentials};
 
 }  // namespace
 }  // namespace sw::cpu

@@ -124,18 +124,19 @@ class StepMatrix {
   }
 
   /// x times the matrix.
-  std::vector<double> times(const std::vector<double>& x) const {
-    constexpr std::int64_t kColumns = 64;
+  std::vector<double> times(const std::vector<double>& x, const Backend& backend) const {
+    constexpr std::int64_t kColumns = 256;  // of one thread at a time
     const std::int64_t b = std::ssize(x);
+    std::vector<double> factors(x.size());
+    for (std::size_t i = 0; i < x.size(); ++i) factors[i] = x[i] * scale_[i];
     std::vector<double> product(x.size(), 0.0);
-    parallel_for((b + kColumns - 1) / kColumns, [&](std::int64_t tile, int) {
-      const std::int64_t end = std::min(b, (tile + 1) * kColumns);
-      for (std::int64_t i = 0; i < b; ++i) {
-        const double factor = x[i] * scale_[i];
-        const double* from = values_.row(i).data();
-        for (std::int64_t j = tile * kColumns; j < end; ++j) product[j] += factor * from[j];
-      }
-    });
+    const auto columns = [&](std::int64_t tile, int) {
+      const std::int64_t begin = tile * kColumns;
+      backend.add_row_product(
+          factors, values_.row(0).data() + begin, values_.cols(),
+          {product.data() + begin, static_cast<std::size_t>(std::min(kColumns, b - begin))});
+    };
+    parallel_for((b + kColumns - 1) / kColumns, columns);
     return product;
   }
 
@@ -278,8 +279,8 @@ BlockScores SketchWalkPolicy::score_prefill(const ScoreContext& context, WalkSta
   if (params.aggregation == Aggregation::kPerHead) {
     QueryWindow window(params, problem.layer, problem.num_heads(), problem.num_kv_heads(),
                        problem.head_dim(), options_.query_window);
-    window.add_keys(problem.k);
-    window.add_queries(problem.q);
+    window.add_keys(problem.k, context.backend);
+    window.add_queries(problem.q, context.backend);
     cache->value = std::make_shared<QueryWindowCache>(
         QueryWindowCache{StepMatrix(std::move(a)), std::move(window)});
     return scores;
@@ -315,7 +316,9 @@ BlockScores SketchWalkPolicy::score_decode(const ScoreContext& context, WalkStat
     auto& state = *std::any_cast<std::shared_ptr<QueryWindowCache>&>(cache.value);
     const std::vector<double> row = update_query_window(context, params, state);
     const StageTimer timer(context.times, Stage::kWalk);
-    const auto times = [&](const std::vector<double>& x) { return state.transition.times(x); };
+    const auto times = [&](const std::vector<double>& x) {
+      return state.transition.times(x, context.backend);
+    };
     score = walk_row(row, times, walk);
   } else {
     auto& state = *std::any_cast<std::shared_ptr<BlockMeanCache>&>(cache.value);
@@ -342,11 +345,12 @@ std::vector<double> SketchWalkPolicy::update_query_window(const ScoreContext& co
   const AttentionProblem& problem = context.problem;
   {
     const StageTimer timer(context.times, Stage::kPool);
-    cache.window.add_keys(problem.k.tokens_slice(cache.window.tokens(), problem.tokens()));
-    cache.window.add_queries(problem.q);
+    cache.window.add_keys(problem.k.tokens_slice(cache.window.tokens(), problem.tokens()),
+                          context.backend);
+    cache.window.add_queries(problem.q, context.backend);
   }
   const StageTimer timer(context.times, Stage::kSketch);
-  std::vector<double> row = cache.window.block_row();
+  std::vector<double> row = cache.window.block_row(context.backend);
   const std::int64_t step = (problem.tokens() - 1) % params.block;
   cache.transition.mix(row, 1.0 / static_cast<double>(step + 1));
   return row;

@@ -6,6 +6,8 @@
 
 #include "core/rng.hpp"
 #include "gtest/gtest.h"
+#include "kernels/cpu/backend.hpp"
+#include "kernels/reference/backend.hpp"
 
 // The window, advanced token by token, against the definition computed anew from all keys and
 // queries (sketchwalk.md section 5, steps 1 and 2).
@@ -71,23 +73,24 @@ std::vector<double> definition(const HeadsTensor& q, const HeadsTensor& k, std::
 }
 
 /// A prefill of `first` tokens, then one token at a time, or `stride` keys at once.
-void check(const SketchParams& params, double size, std::int64_t first, std::int64_t stride = 1) {
-  constexpr std::int64_t kTokens = 61;
+void check(const SketchParams& params, double size, std::int64_t first, std::int64_t stride,
+           const Backend& backend) {
+  constexpr std::int64_t kTokens = 161;
   constexpr std::int64_t kWindow = 5;
   const HeadsTensor q = random_tensor(kHeads, kTokens, 1, 1.0);
   const HeadsTensor k = random_tensor(kKvHeads, kTokens, 2, size);
   QueryWindow window(params, 0, kHeads, kKvHeads, kDim, kWindow);
-  window.add_keys(k.view().tokens_slice(0, first));
-  window.add_queries(q.view().tokens_slice(0, first));
+  window.add_keys(k.view().tokens_slice(0, first), backend);
+  window.add_queries(q.view().tokens_slice(0, first), backend);
   std::int64_t queries = first;
   for (std::int64_t n = first;; n = std::min(kTokens, n + stride)) {
     if (n > first) {
-      window.add_keys(k.view().tokens_slice(window.tokens(), n));
-      window.add_queries(q.view().tokens_slice(queries, n));
+      window.add_keys(k.view().tokens_slice(window.tokens(), n), backend);
+      window.add_queries(q.view().tokens_slice(queries, n), backend);
       queries = n;
     }
     ASSERT_EQ(window.tokens(), n);
-    const std::vector<double> got = window.block_row();
+    const std::vector<double> got = window.block_row(backend);
     const std::vector<double> expected =
         definition(q, k, std::max<std::int64_t>(0, queries - kWindow), queries, n, params);
     ASSERT_EQ(got.size(), expected.size());
@@ -97,6 +100,12 @@ void check(const SketchParams& params, double size, std::int64_t first, std::int
     }
     if (n == kTokens) return;
   }
+}
+
+/// With the plain loops of the base class, and with those of this CPU.
+void check(const SketchParams& params, double size, std::int64_t first, std::int64_t stride = 1) {
+  check(params, size, first, stride, *make_reference_backend());
+  check(params, size, first, stride, *make_cpu_backend());
 }
 
 SketchParams small_blocks() {
