@@ -164,25 +164,19 @@ double exponentials(double* x, std::int64_t count, double largest) {
   return sum;
 }
 
-/// y [Vectors] += x m, for columns from the first of m on; rows are read from end to end.
-template <int Vectors>
-inline void add_row_strip(const double* x, ConstMatrix m, std::int64_t rows, DoubleVec* y) {
-  DoubleVec sum[Vectors];
-  for (int v = 0; v < Vectors; ++v) sum[v] = y[v];
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const DoubleVec factor = DoubleVec{} + x[i];
-    for (int v = 0; v < Vectors; ++v) sum[v] += factor * load(m.data + i * m.stride + v * kDoubles);
-  }
-  for (int v = 0; v < Vectors; ++v) y[v] = sum[v];
-}
-
-void add_row_product(const double* x, ConstMatrix m, std::int64_t rows, std::int64_t cols,
-                     double* y) {
+void add_row_product(const double* x, const float* m, std::int64_t stride, std::int64_t rows,
+                     std::int64_t cols, double* y) {
   std::int64_t j = 0;
+  // Strips as wide as the registers allow, so that short rows are read from end to end.
   const auto strip = [&]<int Vectors>() {
     DoubleVec sum[Vectors];
     for (int v = 0; v < Vectors; ++v) sum[v] = load(y + j + v * kDoubles);
-    add_row_strip<Vectors>(x, {m.data + j, m.stride}, rows, sum);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const DoubleVec factor = DoubleVec{} + x[i];
+      for (int v = 0; v < Vectors; ++v) {
+        sum[v] += factor * load_doubles<DType::kF32>(m, i * stride + j + v * kDoubles);
+      }
+    }
     for (int v = 0; v < Vectors; ++v) store(y + j + v * kDoubles, sum[v]);
     j += Vectors * kDoubles;
   };
@@ -191,7 +185,7 @@ void add_row_product(const double* x, ConstMatrix m, std::int64_t rows, std::int
   while (j + 4 * kDoubles <= cols) strip.template operator()<4>();
   while (j + kDoubles <= cols) strip.template operator()<1>();
   for (; j < cols; ++j) {
-    for (std::int64_t i = 0; i < rows; ++i) y[j] += x[i] * m.data[i * m.stride + j];
+    for (std::int64_t i = 0; i < rows; ++i) y[j] += x[i] * double{m[i * stride + j]};
   }
 }
 

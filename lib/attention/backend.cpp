@@ -94,10 +94,10 @@ Matrix Backend::product_walk(const Matrix& a, const Matrix* previous) const {
   return state;
 }
 
-void Backend::add_row_product(std::span<const double> x, const double* m, std::int64_t stride,
+void Backend::add_row_product(std::span<const double> x, const float* m, std::int64_t stride,
                               std::span<double> y) const {
   for (const double factor : x) {
-    for (std::size_t j = 0; j < y.size(); ++j) y[j] += factor * m[j];
+    for (std::size_t j = 0; j < y.size(); ++j) y[j] += factor * double{m[j]};
     m += stride;
   }
 }

@@ -102,8 +102,8 @@ class Backend {
   virtual Matrix product_walk(const Matrix& a, const Matrix* previous) const;
 
   /// y [cols] += x [rows] m in fp64, rows of m `stride` apart: what the scores and the walk of a
-  /// decode step consist of. Each y is a sum in the order of the rows.
-  virtual void add_row_product(std::span<const double> x, const double* m, std::int64_t stride,
+  /// decode step consist of. Bound by reading m, so m is f32. Each y is a sum in the order of rows.
+  virtual void add_row_product(std::span<const double> x, const float* m, std::int64_t stride,
                                std::span<double> y) const;
 
   /// x := exp(x - largest), where no x is larger; returns their sum.

@@ -19,9 +19,9 @@ SketchParams without_full_transform(SketchParams params, std::int64_t layer, std
 }
 
 /// Gives each of the rows [.., from] of x the length `to`, filled up with zeros.
-void widen_rows(std::vector<double>& x, std::int64_t from, std::int64_t to) {
-  const std::int64_t rows = from > 0 ? std::ssize(x) / from : 0;
-  std::vector<double> wide(static_cast<std::size_t>(rows * to), 0.0);
+void widen_rows(std::vector<float>& x, std::int64_t from, std::int64_t to) {
+  const std::int64_t rows = std::ssize(x) / from;
+  std::vector<float> wide(static_cast<std::size_t>(rows * to), 0.0f);
   for (std::int64_t i = 0; i < rows; ++i) {
     std::copy_n(x.begin() + i * from, from, wide.begin() + i * to);
   }
@@ -102,17 +102,20 @@ void QueryWindow::finish_pool(const Backend& backend) {
   parallel_for(keys_.heads(), [&](std::int64_t g, int) {
     const std::vector<double> y = key_sketch(g, pool);
     for (std::size_t i = 0; i < y.size(); ++i) {
-      finished_keys_[g][static_cast<std::int64_t>(i) * pool_capacity_ + pool] = y[i];
+      finished_keys_[g][static_cast<std::int64_t>(i) * pool_capacity_ + pool] =
+          static_cast<float>(y[i]);
     }
     for (std::int64_t h = g * group; h < (g + 1) * group; ++h) {
       Head& head = heads_[h];
       const Joined joined = join(head, y, backend);
       for (std::int64_t i = 0; i < queries_; ++i) {
-        double* blocks = head.blocks.data() + i * block_capacity_;
+        float* blocks = head.blocks.data() + i * block_capacity_;
         if (joined.shrink[i] != 1.0) {
-          for (std::int64_t j = 0; j <= block; ++j) blocks[j] *= joined.shrink[i];
+          for (std::int64_t j = 0; j <= block; ++j) {
+            blocks[j] = static_cast<float>(joined.shrink[i] * blocks[j]);
+          }
         }
-        blocks[block] += joined.value[i];
+        blocks[block] = static_cast<float>(blocks[block] + joined.value[i]);
         head.total[i] = head.total[i] * joined.shrink[i] + joined.value[i];
         head.largest[i] = joined.largest[i];
       }
@@ -126,7 +129,7 @@ void QueryWindow::add_query(Head& head, std::int64_t slot, std::int64_t kv_head,
   std::vector<double> y(static_cast<std::size_t>(sketch_.dim()));
   sketch_.apply(x, y.data());
   for (std::size_t i = 0; i < y.size(); ++i) {
-    head.sketches[static_cast<std::int64_t>(i) * size_ + slot] = y[i];
+    head.sketches[static_cast<std::int64_t>(i) * size_ + slot] = static_cast<float>(y[i]);
     y[i] *= scale_;
   }
   std::vector<double> p(static_cast<std::size_t>(finished_), 0.0);
@@ -135,13 +138,12 @@ void QueryWindow::add_query(Head& head, std::int64_t slot, std::int64_t kv_head,
   for (const double logit : p) largest = std::max(largest, logit);
   head.largest[slot] = largest;
   head.total[slot] = backend.exponentials(p, largest);
-  double* blocks = head.blocks.data() + slot * block_capacity_;
-  if (pools_per_block_ == 1) {
-    std::copy(p.begin(), p.end(), blocks);
-    return;
+  float* blocks = head.blocks.data() + slot * block_capacity_;
+  for (std::int64_t u = 0; u < finished_; u += pools_per_block_) {
+    const std::int64_t end = std::min(u + pools_per_block_, finished_);
+    *blocks++ = static_cast<float>(std::accumulate(p.begin() + u, p.begin() + end, 0.0));
   }
-  std::fill_n(blocks, block_capacity_, 0.0);
-  for (std::int64_t u = 0; u < finished_; ++u) blocks[u / pools_per_block_] += p[u];
+  std::fill(blocks, head.blocks.data() + (slot + 1) * block_capacity_, 0.0f);
 }
 
 void QueryWindow::add_keys(const HeadsView& k, const Backend& backend) {

@@ -10,7 +10,8 @@
 /// The distribution over key blocks of the last queries (sketchwalk.md section 5, step 2), kept up
 /// to date token by token. The keys of finished pools never change, so each query of the window
 /// keeps the exponentials of its logits with them, summed for each block; a step costs one query
-/// against all pools and all queries against the newest pool.
+/// against all pools and all queries against the newest pool. Reading these tables takes most of a
+/// step, so they are stored in f32 (relative error 2^-24); all arithmetic is fp64.
 namespace sw {
 
 class QueryWindow {
@@ -34,10 +35,10 @@ class QueryWindow {
   /// the finished pools as the largest logit and the sums of exp(logit - largest) in each block and
   /// in all of them.
   struct Head {
-    std::vector<double> sketches;  // [sketch dim, size]
-    std::vector<double> largest;   // [size]
-    std::vector<double> total;     // [size]
-    std::vector<double> blocks;    // [size, block_capacity_]
+    std::vector<float> sketches;  // [sketch dim, size]
+    std::vector<double> largest;  // [size]
+    std::vector<double> total;    // [size]
+    std::vector<float> blocks;    // [size, block_capacity_]
   };
   /// What one more key makes of the softmax of each query: the largest logit, what the sums so far
   /// are to be multiplied with, and the key's own term.
@@ -62,7 +63,7 @@ class QueryWindow {
   std::int64_t pool_capacity_ = 0;
   std::int64_t block_capacity_ = 0;
   // A KV head: sketches of the finished pools, [sketch dim, pool_capacity_].
-  std::vector<std::vector<double>> finished_keys_;
+  std::vector<std::vector<float>> finished_keys_;
   std::int64_t queries_ = 0;  // in the window
   std::int64_t next_ = 0;     // slot of the next query
   std::vector<Head> heads_;
