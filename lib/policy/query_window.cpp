@@ -18,6 +18,10 @@ SketchParams without_full_transform(SketchParams params, std::int64_t layer, std
   return params;
 }
 
+/// Tables have rows of a multiple of 8 and zeros after the last column in use, so that products
+/// need no columns one by one.
+std::int64_t round_up(std::int64_t count) { return (count + 7) / 8 * 8; }
+
 /// Gives each of the rows [.., from] of x the length `to`, filled up with zeros.
 void widen_rows(std::vector<float>& x, std::int64_t from, std::int64_t to) {
   const std::int64_t rows = std::ssize(x) / from;
@@ -56,13 +60,13 @@ QueryWindow::QueryWindow(const SketchParams& params, std::int64_t layer, std::in
 /// Makes room for `pools` finished pools, twice as much as there was.
 void QueryWindow::reserve(std::int64_t pools) {
   if (pools > pool_capacity_) {
-    const std::int64_t capacity = std::max(2 * pool_capacity_, (pools + 7) / 8 * 8);
+    const std::int64_t capacity = std::max(2 * pool_capacity_, round_up(pools));
     for (auto& keys : finished_keys_) widen_rows(keys, pool_capacity_, capacity);
     pool_capacity_ = capacity;
   }
   const std::int64_t blocks = (pools + pools_per_block_ - 1) / pools_per_block_;
   if (blocks > block_capacity_) {
-    const std::int64_t capacity = std::max(2 * block_capacity_, (blocks + 7) / 8 * 8);
+    const std::int64_t capacity = std::max(2 * block_capacity_, round_up(blocks));
     for (Head& head : heads_) widen_rows(head.blocks, block_capacity_, capacity);
     block_capacity_ = capacity;
   }
@@ -132,8 +136,9 @@ void QueryWindow::add_query(Head& head, std::int64_t slot, std::int64_t kv_head,
     head.sketches[static_cast<std::int64_t>(i) * size_ + slot] = static_cast<float>(y[i]);
     y[i] *= scale_;
   }
-  std::vector<double> p(static_cast<std::size_t>(finished_), 0.0);
+  std::vector<double> p(static_cast<std::size_t>(round_up(finished_)), 0.0);
   backend.add_row_product(y, finished_keys_[kv_head].data(), pool_capacity_, p);
+  p.resize(static_cast<std::size_t>(finished_));
   double largest = -std::numeric_limits<double>::infinity();
   for (const double logit : p) largest = std::max(largest, logit);
   head.largest[slot] = largest;
@@ -175,7 +180,7 @@ std::vector<double> QueryWindow::block_row(const Backend& backend) const {
   const std::int64_t group = std::ssize(heads_) / keys_.heads();
   std::vector<std::vector<double>> newest_keys;
   for (std::int64_t g = 0; g < keys_.heads(); ++g) newest_keys.push_back(key_sketch(g, newest));
-  Matrix per_head(std::ssize(heads_), block + 1);
+  Matrix per_head(std::ssize(heads_), round_up(block + 1));
   parallel_for(std::ssize(heads_), [&](std::int64_t h, int) {
     const Head& head = heads_[h];
     const std::span<double> sum = per_head.row(h);
@@ -187,7 +192,7 @@ std::vector<double> QueryWindow::block_row(const Backend& backend) const {
       joined.shrink[i] /= total;
     }
     backend.add_row_product(joined.shrink, head.blocks.data(), block_capacity_,
-                            sum.first(static_cast<std::size_t>(finished)));
+                            sum.first(static_cast<std::size_t>(round_up(finished))));
     sum[block] += of_newest;
   });
   std::vector<double> row(static_cast<std::size_t>(block + 1), 0.0);

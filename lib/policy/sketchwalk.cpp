@@ -135,13 +135,14 @@ class StepMatrix {
     constexpr std::int64_t kColumns = 256;  // of one thread at a time
     std::vector<double> factors(x.size());
     for (std::size_t i = 0; i < x.size(); ++i) factors[i] = x[i] * scale_[i];
-    std::vector<double> product(x.size(), 0.0);
-    parallel_for((rows_ + kColumns - 1) / kColumns, [&](std::int64_t tile, int) {
+    std::vector<double> product(static_cast<std::size_t>(stride_), 0.0);
+    parallel_for((stride_ + kColumns - 1) / kColumns, [&](std::int64_t tile, int) {
       const std::int64_t begin = tile * kColumns;
-      const auto count = static_cast<std::size_t>(std::min(kColumns, rows_ - begin));
+      const auto count = static_cast<std::size_t>(std::min(kColumns, stride_ - begin));
       backend.add_row_product(factors, values_.data() + begin, stride_,
                               {product.data() + begin, count});
     });
+    product.resize(x.size());
     return product;
   }
 
