@@ -29,96 +29,115 @@ inline void configure() {
   _tile_loadconfig(&config);
 }
 
-/// c [16 Rows][16 Cols] (+)= a b over `steps` times 32 elements: a has rows of bf16, `a_bytes`
+/// c [16 Rows][16 lanes] (+)= a b over `steps` times 32 elements: a has rows of bf16, `a_bytes`
 /// apart, b has rows of pairs and c of f32, both kRowBytes apart.
-template <int Rows, int Cols, bool Accumulate>
+template <int Rows, bool Accumulate>
 inline void multiply(const std::byte* a, std::int64_t a_bytes, const std::byte* b, std::byte* c,
                      int steps) {
-  std::byte* const below = c + kSide * kRowBytes;
+  constexpr int kTileBytes = kSide * kRowBytes;
   if constexpr (Accumulate) {
     _tile_loadd(0, c, kRowBytes);
-    if constexpr (Cols > 1) _tile_loadd(1, c + 64, kRowBytes);
-    if constexpr (Rows > 1) _tile_loadd(2, below, kRowBytes);
-    if constexpr (Rows > 1 && Cols > 1) _tile_loadd(3, below + 64, kRowBytes);
+    if constexpr (Rows > 1) _tile_loadd(1, c + kTileBytes, kRowBytes);
+    if constexpr (Rows > 2) _tile_loadd(2, c + 2 * kTileBytes, kRowBytes);
+    if constexpr (Rows > 3) _tile_loadd(3, c + 3 * kTileBytes, kRowBytes);
   } else {
     _tile_zero(0);
-    if constexpr (Cols > 1) _tile_zero(1);
-    if constexpr (Rows > 1) _tile_zero(2);
-    if constexpr (Rows > 1 && Cols > 1) _tile_zero(3);
+    if constexpr (Rows > 1) _tile_zero(1);
+    if constexpr (Rows > 2) _tile_zero(2);
+    if constexpr (Rows > 3) _tile_zero(3);
   }
-  for (int step = 0; step < steps; ++step, a += 2 * kDepth, b += kSide * kRowBytes) {
+  for (int step = 0; step < steps; ++step, a += 2 * kDepth, b += kTileBytes) {
+    _tile_loadd(7, b, kRowBytes);
     _tile_loadd(4, a, a_bytes);
-    _tile_loadd(6, b, kRowBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (Cols > 1) {
-      _tile_loadd(7, b + 64, kRowBytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
+    _tile_dpbf16ps(0, 4, 7);
     if constexpr (Rows > 1) {
       _tile_loadd(5, a + kSide * a_bytes, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(1, 5, 7);
     }
-    if constexpr (Rows > 1 && Cols > 1) _tile_dpbf16ps(3, 5, 7);
+    if constexpr (Rows > 2) {
+      _tile_loadd(6, a + 2 * kSide * a_bytes, a_bytes);
+      _tile_dpbf16ps(2, 6, 7);
+    }
+    if constexpr (Rows > 3) {
+      _tile_loadd(4, a + 3 * kSide * a_bytes, a_bytes);
+      _tile_dpbf16ps(3, 4, 7);
+    }
   }
   _tile_stored(0, c, kRowBytes);
-  if constexpr (Cols > 1) _tile_stored(1, c + 64, kRowBytes);
-  if constexpr (Rows > 1) _tile_stored(2, below, kRowBytes);
-  if constexpr (Rows > 1 && Cols > 1) _tile_stored(3, below + 64, kRowBytes);
+  if constexpr (Rows > 1) _tile_stored(1, c + kTileBytes, kRowBytes);
+  if constexpr (Rows > 2) _tile_stored(2, c + 2 * kTileBytes, kRowBytes);
+  if constexpr (Rows > 3) _tile_stored(3, c + 3 * kTileBytes, kRowBytes);
 }
 
-/// The same for any number of tiles.
+/// The same for any number of tiles, one below the other.
 template <bool Accumulate>
 inline void multiply(const void* a, std::int64_t a_bytes, const void* b, void* c, int row_tiles,
-                     int col_tiles, int steps) {
+                     int steps) {
   order_memory();
-  for (int i = 0; i < row_tiles; i += 2) {
+  const auto* cols = static_cast<const std::byte*>(b);
+  for (int i = 0; i < row_tiles; i += 4) {
     const std::byte* rows = static_cast<const std::byte*>(a) + i * kSide * a_bytes;
-    for (int j = 0; j < col_tiles; j += 2) {
-      const std::byte* cols = static_cast<const std::byte*>(b) + j * 64;
-      std::byte* to = static_cast<std::byte*>(c) + i * kSide * kRowBytes + j * 64;
-      const bool two_rows = i + 1 < row_tiles;
-      const bool two_cols = j + 1 < col_tiles;
-      if (two_rows && two_cols) {
-        multiply<2, 2, Accumulate>(rows, a_bytes, cols, to, steps);
-      } else if (two_rows) {
-        multiply<2, 1, Accumulate>(rows, a_bytes, cols, to, steps);
-      } else if (two_cols) {
-        multiply<1, 2, Accumulate>(rows, a_bytes, cols, to, steps);
-      } else {
-        multiply<1, 1, Accumulate>(rows, a_bytes, cols, to, steps);
-      }
+    std::byte* to = static_cast<std::byte*>(c) + i * kSide * kRowBytes;
+    switch (row_tiles - i) {
+      case 1:
+        multiply<1, Accumulate>(rows, a_bytes, cols, to, steps);
+        break;
+      case 2:
+        multiply<2, Accumulate>(rows, a_bytes, cols, to, steps);
+        break;
+      case 3:
+        multiply<3, Accumulate>(rows, a_bytes, cols, to, steps);
+        break;
+      default:
+        multiply<4, Accumulate>(rows, a_bytes, cols, to, steps);
     }
   }
   order_memory();
+}
+
+/// Logits of 16 lanes.
+inline void logits(const Tile& t, int lane) {
+  const int steps = whole_tiles(t.dim, kDepth);
+  multiply<false>(t.k, 2 * kDepth * steps, static_cast<const float*>(t.qt) + lane, t.s + lane,
+                  whole_tiles(t.keys, kSide), steps);
+}
+
+/// Softmax weights of 16 lanes, with zeros to the end of the last tile, and their output rescaled.
+inline void weights(const Tile& t, int lane) {
+  if (t.mask != Mask::kNone) apply_mask(t, lane, t.keys);
+  __m512 largest = _mm512_set1_ps(-kInfinity);
+  for (int i = 0; i < t.keys; ++i) {
+    largest = _mm512_max_ps(largest, _mm512_loadu_ps(t.s + i * kLanes + lane));
+  }
+  const __m512 factor = softmax(t, lane, t.keys, largest);
+  for (int i = (t.keys + 1) / 2; i < whole_tiles(t.keys, kDepth) * kSide; ++i) {
+    _mm512_storeu_ps(t.s + i * kLanes + lane, _mm512_setzero_ps());
+  }
+  const __mmask16 rescaled = _mm512_cmp_ps_mask(factor, _mm512_set1_ps(1.0f), _CMP_NEQ_OQ);
+  if (t.v == nullptr || rescaled == 0) return;
+  for (int j = 0; j < t.dim; ++j) {
+    float* o = t.ot + j * kLanes + lane;
+    _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), factor));
+  }
+}
+
+/// Adds the products of V with the weights of 16 lanes to their output.
+inline void outputs(const Tile& t, int lane) {
+  if (t.v == nullptr) return;
+  multiply<true>(t.v, kValueBytes, t.s + lane, t.ot + lane, whole_tiles(t.dim, kSide),
+                 whole_tiles(t.keys, kDepth));
 }
 
 void run_tile(const Tile& t) {
   configure();
-  const int depth_steps = whole_tiles(t.dim, kDepth);
-  const int lane_tiles = whole_tiles(t.lanes, kSide);
-  const int key_steps = whole_tiles(t.keys, kDepth);
-  multiply<false>(t.k, 2 * kDepth * depth_steps, t.qt, t.s, whole_tiles(t.keys, kSide), lane_tiles,
-                  depth_steps);
+  // The products of the next and of the last 16 lanes run beside the softmax of these.
+  logits(t, 0);
   for (int lane = 0; lane < t.lanes; lane += kSide) {
-    if (t.mask != Mask::kNone) apply_mask(t, lane, t.keys);
-    __m512 largest = _mm512_set1_ps(-kInfinity);
-    for (int i = 0; i < t.keys; ++i) {
-      largest = _mm512_max_ps(largest, _mm512_loadu_ps(t.s + i * kLanes + lane));
-    }
-    const __m512 factor = softmax(t, lane, t.keys, largest);
-    for (int i = (t.keys + 1) / 2; i < key_steps * kSide; ++i) {
-      _mm512_storeu_ps(t.s + i * kLanes + lane, _mm512_setzero_ps());
-    }
-    const __mmask16 rescaled = _mm512_cmp_ps_mask(factor, _mm512_set1_ps(1.0f), _CMP_NEQ_OQ);
-    if (t.v == nullptr || rescaled == 0) continue;
-    for (int j = 0; j < t.dim; ++j) {
-      float* o = t.ot + j * kLanes + lane;
-      _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), factor));
-    }
+    if (lane + kSide < t.lanes) logits(t, lane + kSide);
+    if (lane > 0) outputs(t, lane - kSide);
+    weights(t, lane);
   }
-  if (t.v != nullptr) {
-    multiply<true>(t.v, kValueBytes, t.s, t.ot, whole_tiles(t.dim, kSide), lane_tiles, key_steps);
-  }
+  outputs(t, t.lanes - kSide);
   _tile_release();
 }
 
