@@ -57,16 +57,17 @@ QueryWindow::QueryWindow(const SketchParams& params, std::int64_t layer, std::in
   }
 }
 
-/// Makes room for `pools` finished pools, twice as much as there was.
+/// Makes room for `pools` finished pools and an eighth more: rows that are nearly full are read
+/// faster.
 void QueryWindow::reserve(std::int64_t pools) {
   if (pools > pool_capacity_) {
-    const std::int64_t capacity = std::max(2 * pool_capacity_, round_up(pools));
+    const std::int64_t capacity = round_up(pools + pool_capacity_ / 8);
     for (auto& keys : finished_keys_) widen_rows(keys, pool_capacity_, capacity);
     pool_capacity_ = capacity;
   }
   const std::int64_t blocks = (pools + pools_per_block_ - 1) / pools_per_block_;
   if (blocks > block_capacity_) {
-    const std::int64_t capacity = std::max(2 * block_capacity_, round_up(blocks));
+    const std::int64_t capacity = round_up(blocks + block_capacity_ / 8);
     for (Head& head : heads_) widen_rows(head.blocks, block_capacity_, capacity);
     block_capacity_ = capacity;
   }
