@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
-/// The inner loop of a matrix-vector product with quantised weights as they are: integers of 4 or 8
-/// bits, each group of inputs with a scale (and a minimum) of its own. The vector is rounded to 16
-/// bits for each group (relative error 2^-16 of the largest), so that products and their sums
+/// The inner loop of a matrix-vector product with quantised weights as they are: integers of 4, 5
+/// or 8 bits, each group of inputs with a scale (and a minimum) of its own. The vector is rounded
+/// to 16 bits for each group (relative error 2^-16 of the largest), so that products and their sums
 /// within a group are exact in integers; groups are added up in float. A decode step is bound by
 /// reading weights, and these are two to four times fewer bytes than bf16. One file an instruction
 /// set.
@@ -13,12 +13,16 @@ namespace sw {
 constexpr int kCodedOutputs = 32;
 
 /// How a panel of kCodedOutputs outputs lies in memory, one group of inputs after the other:
-/// float scale [32], with `minimum` float [32], then the codes. 8 bits: [group / 2][2][16][2], of
-/// pairs of inputs and twice 16 outputs. 4 bits: [group / 4][2][16][2], of which low halves are the
-/// first pair of inputs, high halves the second.
+/// float scale [32], with `minimum` float [32], then the codes.
+///   8 bits: [group / 2][2][16][2], of pairs of inputs and twice 16 outputs.
+///   4 bits: [group / 4][2][16][2], of which low halves are the first pair of inputs, high halves
+///           the second.
+///   5 bits: the low four as above, then the fifth ones: uint32 [group / 4][2][2] for the first and
+///           the second pair of inputs, in which bit 2 o + i is of output o and input i.
 struct CodedPanel {
-  int bits;   ///< 4 or 8
-  int group;  ///< 16 or 32 inputs
+  int bits;    ///< 4, 5 or 8
+  int offset;  ///< of 4 and 5 bits: what the codes are larger by than the integers they stand for
+  int group;   ///< 16 or 32 inputs
   bool minimum;
 
   std::int64_t group_bytes() const {
@@ -26,11 +30,12 @@ struct CodedPanel {
   }
 };
 
-/// A vector in integers: x[i] is about scale[i / group] code[i]; sum[g] is the sum of a group.
+/// A vector in integers: x[i] is about scale[i / group] code[i].
 struct CodedVector {
-  std::int16_t* code;  // [inputs]
-  float* scale;        // [inputs / group]
-  float* sum;          // [inputs / group]
+  std::int16_t* code;      // [inputs]
+  float* scale;            // [inputs / group]
+  float* sum;              // [inputs / group] of a group's x
+  std::int32_t* code_sum;  // [inputs / group] of a group's codes
 };
 
 /// y[o] (+)= sum_i x[i] w[i, o] + bias[o] for the `outputs` <= kCodedOutputs of one panel.

@@ -9,6 +9,13 @@
 namespace sw {
 namespace {
 
+/// The fewest bits for the range of codes; 8 bits are signed.
+CodedPanel panel_of(const CodeFormat& format) {
+  const int range = format.highest - format.lowest;
+  const int bits = range < 16 ? 4 : range < 32 ? 5 : 8;
+  return {bits, bits == 8 ? 0 : -format.lowest, format.group, format.minimum};
+}
+
 /// Weights of a task: each thread reads a region of its own.
 constexpr std::int64_t kTaskBytes = 1 << 20;
 
@@ -18,7 +25,7 @@ CodedWeights::CodedWeights(const CodedKernel& kernel, std::int64_t inputs, std::
                            const CodeFormat& format, const LoadCodes& load_codes,
                            WeightArena& arena)
     : kernel_(kernel),
-      layout_{format.bits, format.group, format.minimum},
+      layout_(panel_of(format)),
       inputs_(inputs),
       outputs_(outputs),
       panels_((outputs + kCodedOutputs - 1) / kCodedOutputs),
@@ -44,13 +51,22 @@ void CodedWeights::fill(std::int64_t panel, const LoadCodes& load_codes) {
       if (layout_.minimum) scales[kCodedOutputs + o] = minimum[source];
       auto* codes =
           reinterpret_cast<std::uint8_t*>(scales + (layout_.minimum ? 2 : 1) * kCodedOutputs);
+      std::uint8_t* fifth = codes + layout_.group * (kCodedOutputs / 2);
       for (std::int64_t i = 0; i < layout_.group; ++i) {
-        const auto value = static_cast<std::uint8_t>(code[g * layout_.group + i]);
+        const auto value = static_cast<std::uint8_t>(code[g * layout_.group + i] + layout_.offset);
         // Two inputs of an output lie next to each other.
-        const std::int64_t step = layout_.bits == 8 ? i / 2 : i / 4;
-        std::uint8_t& byte = codes[(step * kCodedOutputs + o) * 2 + i % 2];
-        byte = static_cast<std::uint8_t>(byte |
-                                         (layout_.bits == 4 && i % 4 >= 2 ? value << 4 : value));
+        if (layout_.bits == 8) {
+          codes[(i / 2 * kCodedOutputs + o) * 2 + i % 2] = value;
+          continue;
+        }
+        const bool second = i % 4 >= 2;
+        std::uint8_t& byte = codes[(i / 4 * kCodedOutputs + o) * 2 + i % 2];
+        byte = static_cast<std::uint8_t>(byte | (value & 15) << (second ? 4 : 0));
+        if (layout_.bits == 5 && value >= 16) {
+          const std::int64_t bit = 2 * (o % 16) + i % 2;
+          fifth[(i / 4 * 2 + o / 16) * 8 + (second ? 4 : 0) + bit / 8] |=
+              static_cast<std::uint8_t>(1 << bit % 8);
+        }
       }
     }
   }
@@ -61,7 +77,8 @@ void CodedWeights::multiply(const void* x, std::span<const float> bias, bool add
   std::vector<std::int16_t> code(static_cast<std::size_t>(inputs_));
   std::vector<float> scale(static_cast<std::size_t>(groups));
   std::vector<float> sum(scale.size());
-  const CodedVector vector{code.data(), scale.data(), sum.data()};
+  std::vector<std::int32_t> code_sum(scale.size());
+  const CodedVector vector{code.data(), scale.data(), sum.data(), code_sum.data()};
   kernel_.encode(x, inputs_, layout_.group, vector);
   const std::int64_t share = (panels_ + num_threads() - 1) / num_threads();
   const std::int64_t each = std::clamp<std::int64_t>(kTaskBytes / panel_bytes_, 1, share);

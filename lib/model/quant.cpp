@@ -67,9 +67,8 @@ void nibbles(const std::uint8_t* bytes, std::uint32_t high, int offset, const Bl
 }
 
 void q4_0(const std::uint8_t* b, const Block& to) {
-  const float d = load_f16(b);
-  nibbles(b + 2, 0, 0, to);
-  to.set_group(0, 32, d, -8.0f * d);
+  nibbles(b + 2, 0, 8, to);
+  to.set_group(0, 32, load_f16(b), 0.0f);
 }
 
 void q4_1(const std::uint8_t* b, const Block& to) {
@@ -189,20 +188,27 @@ std::string quant_type_names() {
   return names;
 }
 
+CodeFormat CodeFormat::operator|(const CodeFormat& other) const {
+  return {std::min(lowest, other.lowest), std::max(highest, other.highest),
+          std::min(group, other.group), minimum || other.minimum};
+}
+
 std::optional<CodeFormat> code_format(QuantType type) {
   switch (type) {
     case QuantType::kQ40:
+      return CodeFormat{-8, 7, 32, false};
     case QuantType::kQ41:
     case QuantType::kQ4K:
-      return CodeFormat{4, 32, true};
+      return CodeFormat{0, 15, 32, true};
     case QuantType::kQ50:
-    case QuantType::kQ80:
-      return CodeFormat{8, 32, false};
+      return CodeFormat{-16, 15, 32, false};
     case QuantType::kQ51:
     case QuantType::kQ5K:
-      return CodeFormat{8, 32, true};
+      return CodeFormat{0, 31, 32, true};
+    case QuantType::kQ80:
+      return CodeFormat{-128, 127, 32, false};
     case QuantType::kQ6K:
-      return CodeFormat{8, 16, false};
+      return CodeFormat{-32, 31, 16, false};
     default:
       return std::nullopt;
   }

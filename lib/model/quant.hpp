@@ -55,9 +55,13 @@ struct CodedRow {
 
 /// What the codes of a type need.
 struct CodeFormat {
-  int bits;      ///< 4: codes are 0 .. 15; 8: -128 .. 127
+  int lowest;    ///< smallest code
+  int highest;   ///< largest code
   int group;     ///< 16 or 32 elements have a scale in common
   bool minimum;  ///< whether minima differ from 0
+
+  /// What both need.
+  CodeFormat operator|(const CodeFormat& other) const;
 };
 
 /// Nothing for types that are not quantised.

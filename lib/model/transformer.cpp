@@ -67,16 +67,11 @@ Linear load_linear(std::initializer_list<const StoredMatrix*> stored, const Sour
                    DType dtype, WeightArena& arena, std::vector<float> bias = {}) {
   const std::int64_t inputs = (*stored.begin())->row_elements;
   std::int64_t outputs = 0;
-  std::optional<CodeFormat> format = CodeFormat{4, 32, false};
+  std::optional<CodeFormat> format = code_format((*stored.begin())->type);
   for (const StoredMatrix* matrix : stored) {
     outputs += matrix->rows;
     const auto own = code_format(matrix->type);
-    if (!own || !format) {
-      format.reset();
-      continue;
-    }
-    format = CodeFormat{std::max(format->bits, own->bits), std::min(format->group, own->group),
-                        format->minimum || own->minimum};
+    format = own && format ? std::optional(*format | *own) : std::nullopt;
   }
   Linear linear(
       inputs, outputs, dtype,
