@@ -59,6 +59,13 @@ class CpuBackend final : public Backend {
   Matrix product_walk(const Matrix& a, const Matrix* previous) const override {
     return cpu::product_walk(a, previous, *isa_.scores);
   }
+  void add_row_product(std::span<const double> x, const float* m, std::int64_t stride,
+                       std::span<double> y) const override {
+    isa_.scores->add_row_product(x.data(), m, stride, std::ssize(x), std::ssize(y), y.data());
+  }
+  double exponentials(std::span<double> x, double largest) const override {
+    return isa_.scores->exponentials(x.data(), std::ssize(x), largest);
+  }
 
  private:
   void run(const AttentionProblem& problem, const BlockSelection& selection,

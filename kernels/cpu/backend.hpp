@@ -10,9 +10,9 @@
 /// threads.
 namespace sw {
 
-/// `isa` is "auto" (the widest that this CPU runs), "avx512_bf16", "avx512", "avx2"
-/// or "portable". Throws
-/// Error(kUsage) for another name and Error(kUnsupported) for one that this CPU does not run.
+/// `isa` is "auto" (the widest that this CPU runs), "amx_bf16", "avx512_bf16", "avx512", "avx2" or
+/// "portable". Throws Error(kUsage) for another name and Error(kUnsupported) for one that this CPU
+/// does not run.
 std::unique_ptr<Backend> make_cpu_backend(std::string_view isa = "auto");
 
 }  // namespace sw

@@ -7,13 +7,16 @@
 
 /// The inner step of decode attention: up to 64 consecutive keys against the one query of each head
 /// of a KV group, so that keys and values are read once for all of them. Bound by memory: a tile
-/// asks for the next tile's rows while it computes. Arithmetic as in tile.hpp.
+/// asks for the next tile's rows while it computes, where the CPU does not do so by itself.
+/// Arithmetic as in tile.hpp.
 namespace sw::cpu {
 
 /// Rows of outputs are padded to a multiple of this.
 inline constexpr int kDecodeStrip = 64;
 /// Bytes of a packed query for each element of the padded row.
 inline constexpr int kPackedQueryBytes = 8;
+/// Bytes of DecodeTile::tail for each element of the padded row.
+inline constexpr int kTailBytes = 64;
 
 struct DecodeTile {
   const void* q;       ///< [heads] packed queries
@@ -25,6 +28,7 @@ struct DecodeTile {
   std::int32_t heads;
   float scale;       ///< of the logits, times log2(e)
   float* s;          ///< scratch [heads][kTileKeys], on a cache line
+  void* tail;        ///< scratch for copies of rows, on a cache line
   float* m;          ///< [heads] running base of the exponentials in base 2; starts at -infinity
   float* l;          ///< [heads] running sum of 2^(logit - m); starts at 0
   float* o;          ///< [heads][padded dim] running output, not divided by l; starts at 0
@@ -37,6 +41,8 @@ struct DecodeKernel {
   /// One query [dim] in the layout that `run` reads.
   void (*pack_query)(const void* row, std::int32_t dim, void* q);
   void (*run)(const DecodeTile& tile);
+  /// out [dim] := one head's running output, which `run` keeps in an order of its own.
+  void (*unpack_output)(const float* o, std::int32_t dim, float* out);
 };
 
 extern const DecodeKernel kPortableDecode;

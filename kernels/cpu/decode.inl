@@ -159,7 +159,11 @@ void run_decode(const DecodeTile& t) {
   for (; head < t.heads; ++head) run_heads<1>(t, head, padded);
 }
 
-constexpr DecodeKernel kDecode = {DType::kF32, pack_query, run_decode};
+void unpack_output(const float* o, std::int32_t dim, float* out) {
+  for (int j = 0; j < dim; ++j) out[j] = o[j];
+}
+
+constexpr DecodeKernel kDecode = {DType::kF32, pack_query, run_decode, unpack_output};
 
 }  // namespace
 }  // namespace sw::cpu

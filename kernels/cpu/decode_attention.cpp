@@ -15,8 +15,9 @@ namespace {
 
 /// Keys of a part: enough to hide the hand-over between threads, ...
 constexpr std::int64_t kPartKeys = 512;
-/// ... and so many that merging the parts of a head costs little.
-constexpr std::int64_t kMostParts = 64;
+/// ... and so many that merging the parts of a head costs little. Parts are of about the same size
+/// and even in number, so that few threads end together.
+constexpr std::int64_t kMostParts = 32;
 
 /// At most kTileKeys visible keys: consecutive ones, or single ones that have to be gathered.
 struct Run {
@@ -38,7 +39,7 @@ struct Part {
 
 /// Buffers of one thread.
 struct Workspace {
-  LineVector<std::byte> q, k, v;
+  LineVector<std::byte> q, k, v, tail;
   LineVector<std::byte> gathered_k, gathered_v;
   LineVector<float> s;
 };
@@ -92,10 +93,10 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
   for (std::int64_t h = 0; h < problem.num_heads(); h += heads_per_part) {
     const std::int64_t set = h / heads_per_set;
     const std::int64_t count = std::ssize(runs[static_cast<std::size_t>(set)]);
-    const std::int64_t each =
-        std::max(kPartKeys / kTileKeys, (count + kMostParts - 1) / kMostParts);
-    for (std::int64_t r = 0; r < count; r += each) {
-      parts.push_back({h, h + heads_per_part, set, r, std::min(r + each, count)});
+    const std::int64_t wanted = (count * kTileKeys + kPartKeys - 1) / kPartKeys;
+    const std::int64_t pieces = std::min({(wanted + 1) / 2 * 2, kMostParts, count});
+    for (std::int64_t p = 0; p < pieces; ++p) {
+      parts.push_back({h, h + heads_per_part, set, p * count / pieces, (p + 1) * count / pieces});
     }
   }
 
@@ -104,8 +105,15 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
   LineVector<float> base(states, -std::numeric_limits<float>::infinity());
   LineVector<float> sum(states, 0.0f);
   LineVector<float> out(states * static_cast<std::size_t>(padded), 0.0f);
-  std::vector<std::vector<float>> tile_sums(parts.size());
-  std::vector<std::vector<float>> tile_bases(parts.size());
+  // A part's are [run][head].
+  std::vector<std::size_t> first_tile;
+  std::size_t tile_states = 0;
+  for (const Part& part : parts) {
+    first_tile.push_back(tile_states);
+    tile_states += static_cast<std::size_t>((part.run_end - part.run_begin) * heads_per_part);
+  }
+  std::vector<float> tile_sums(tile_states);
+  std::vector<float> tile_bases(tile_states);
 
   std::vector<Workspace> workspaces(static_cast<std::size_t>(num_threads()));
   parallel_for(std::ssize(parts), [&](std::int64_t index, int thread) {
@@ -116,6 +124,7 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     Workspace& w = workspaces[static_cast<std::size_t>(thread)];
     w.q.resize(static_cast<std::size_t>(heads * padded * kPackedQueryBytes));
     w.s.resize(static_cast<std::size_t>(heads * kTileKeys));
+    w.tail.resize(static_cast<std::size_t>(padded * kTailBytes));
     std::vector<float> converted(static_cast<std::size_t>(dim));
     for (std::int64_t h = 0; h < heads; ++h) {
       const void* row = problem.q.row(part.head_begin + h, 0);
@@ -127,19 +136,17 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
                         w.q.data() + h * padded * kPackedQueryBytes);
     }
     const auto state = static_cast<std::size_t>(index * heads_per_part);
-    const auto tiles = static_cast<std::size_t>((part.run_end - part.run_begin) * heads);
-    tile_sums[static_cast<std::size_t>(index)].resize(tiles);
-    tile_bases[static_cast<std::size_t>(index)].resize(tiles);
     DecodeTile tile{};
     tile.q = w.q.data();
     tile.heads = static_cast<std::int32_t>(heads);
     tile.scale = static_cast<float>(problem.scale() * std::numbers::log2e);
     tile.s = w.s.data();
+    tile.tail = w.tail.data();
     tile.m = base.data() + state;
     tile.l = sum.data() + state;
     tile.o = out.data() + state * static_cast<std::size_t>(padded);
-    tile.tile_sum = tile_sums[static_cast<std::size_t>(index)].data();
-    tile.tile_base = tile_bases[static_cast<std::size_t>(index)].data();
+    tile.tile_sum = tile_sums.data() + first_tile[static_cast<std::size_t>(index)];
+    tile.tile_base = tile_bases.data() + first_tile[static_cast<std::size_t>(index)];
     // Rows in the elements of the kernel: where they are, gathered, or converted.
     const auto rows = [&](const HeadsView& x, const Run& r, LineVector<std::byte>& gathered,
                           LineVector<std::byte>& buffer) {
@@ -172,6 +179,7 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     }
   });
 
+  LineVector<float> merged(static_cast<std::size_t>(padded));
   for (std::int64_t h = 0; h < problem.num_heads(); ++h) {
     const std::int64_t within = h % heads_per_part;
     const auto of_head = [&](const Part& part) { return part.head_begin == h - within; };
@@ -184,15 +192,16 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     }
     float total = 0.0f;
     float* row = output.out.row<float>(h, 0);
-    std::fill_n(row, dim, 0.0f);
+    std::fill(merged.begin(), merged.end(), 0.0f);
     for (std::size_t p = 0; p < parts.size(); ++p) {
       if (!of_head(parts[p])) continue;
       const float weight = std::exp2(base[state(p)] - top);
       const float* from = out.data() + state(p) * static_cast<std::size_t>(padded);
       total += weight * sum[state(p)];
-      for (std::int64_t j = 0; j < dim; ++j) row[j] += weight * from[j];
+      for (std::size_t j = 0; j < merged.size(); ++j) merged[j] += weight * from[j];
     }
-    for (std::int64_t j = 0; j < dim; ++j) row[j] /= total;
+    for (float& x : merged) x /= total;
+    kernel.unpack_output(merged.data(), static_cast<std::int32_t>(dim), row);
     output.lse[static_cast<std::size_t>(h)] =
         (double{top} + std::log2(double{total})) * std::numbers::ln2;
     if (mass == nullptr) continue;
@@ -200,9 +209,10 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
       if (!of_head(parts[p])) continue;
       const Run* run = runs[static_cast<std::size_t>(parts[p].row_set)].data();
       for (std::int64_t r = parts[p].run_begin; r < parts[p].run_end; ++r) {
-        const auto i = static_cast<std::size_t>((r - parts[p].run_begin) * heads_per_part + within);
+        const auto i = first_tile[p] +
+                       static_cast<std::size_t>((r - parts[p].run_begin) * heads_per_part + within);
         mass->row(h, 0)[static_cast<std::size_t>(run[r].block)] +=
-            tile_sums[p][i] * std::exp2(tile_bases[p][i] - top) / total;
+            tile_sums[i] * std::exp2(tile_bases[i] - top) / total;
       }
     }
   }

@@ -1,18 +1,67 @@
 // Decode over a bf16 cache with the dot products of AVX512-BF16.
+#include <utility>
+
 #include "kernels/cpu/avx512_bf16.inl"
 #include "kernels/cpu/decode.hpp"
 
 namespace sw::cpu {
 namespace {
 
-inline const std::uint16_t* row_of(const TokenRows& rows, int i) {
-  return static_cast<const std::uint16_t*>(rows.data) + i * rows.stride;
+/// Heads of one pass over a tile: their sums stay in registers.
+constexpr int kMostHeads = 8;
+constexpr int kGroupKeys = 16;
+static_assert(kTailBytes == 2 * kGroupKeys * 2);
+
+/// Consecutive rows of bf16.
+struct Rows {
+  const std::uint16_t* data;
+  std::int64_t stride;
+
+  const std::uint16_t* operator[](int i) const { return data + i * stride; }
+};
+
+/// A copy of the last keys of a tile whose number is no multiple of kGroupKeys, and zeros after
+/// them.
+inline Rows copy_tail(Rows from, int count, int dim, int padded, std::uint16_t* to) {
+  for (int i = 0; i < kGroupKeys; ++i) {
+    for (int j = 0; j < dim; j += 32) {
+      const __mmask32 inside = i < count ? first32(dim - j) : 0;
+      _mm512_storeu_si512(to + i * padded + j, _mm512_maskz_loadu_epi16(inside, from[i] + j));
+    }
+  }
+  return {to, padded};
 }
 
-/// Asks for the rows [key, key + 8) of the tile to come, as far as it has them. Inlined by force:
-/// GCC takes a function that only prefetches for one without effect and drops its calls.
-__attribute__((always_inline)) inline void prefetch(const DecodeTile& t, int key) {
-  for (int i = key; i < key + 8 && i < t.next_count; ++i) {
+// How the CPU is made to read ahead. Its own prefetchers follow lines that are missed in ascending
+// order, up to the end of a page of 4 KiB, and are quicker than prefetches of every line. So rows
+// are touched in the order of memory before they are used out of it, and only the first lines of
+// pages to come are asked for. What lies elsewhere (blocks that do not follow each other) is asked
+// for line by line. The functions are inlined by force: GCC takes a function that only prefetches
+// for one without effect and drops its calls.
+
+__attribute__((always_inline)) inline void touch(Rows rows, int count, int dim) {
+  for (int i = 0; i < count; ++i) {
+    for (int j = 0; j < dim; j += 32) {
+      static_cast<void>(*static_cast<const volatile std::uint16_t*>(rows[i] + j));
+    }
+  }
+}
+
+/// The first lines of the pages that begin in the `bytes` after `begin`.
+__attribute__((always_inline)) inline void prefetch_pages(const void* begin, std::int64_t bytes) {
+  constexpr std::uintptr_t kPage = 4096;
+  const auto from = reinterpret_cast<std::uintptr_t>(begin);
+  for (std::uintptr_t page = (from + kPage - 1) / kPage * kPage;
+       page < from + static_cast<std::uintptr_t>(bytes); page += kPage) {
+    for (int line = 0; line < 4; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(page) + 64 * line, _MM_HINT_T1);
+    }
+  }
+}
+
+/// The rows [key, key + kGroupKeys) of the tile to come, as far as it has them.
+__attribute__((always_inline)) inline void prefetch_next(const DecodeTile& t, int key) {
+  for (int i = key; i < key + kGroupKeys && i < t.next_count; ++i) {
     const auto* k = static_cast<const std::uint16_t*>(t.next_k) + i * t.k.stride;
     const auto* v = static_cast<const std::uint16_t*>(t.next_v) + i * t.v.stride;
     for (int j = 0; j < t.k.dim; j += 32) {
@@ -53,10 +102,9 @@ void pack_query(const void* row, std::int32_t dim, void* q) {
 }
 
 /// Pairs 4 i + c of 4 rows, in the order of the rows, become quarter i of column[c].
-inline void load_columns(const std::uint16_t* const (&row)[4], int j, __mmask32 inside,
-                         __m512i (&column)[4]) {
+inline void load_columns(Rows rows, int j, __mmask32 inside, __m512i (&column)[4]) {
   __m512i x[4];
-  for (int i = 0; i < 4; ++i) x[i] = _mm512_maskz_loadu_epi16(inside, row[i] + j);
+  for (int i = 0; i < 4; ++i) x[i] = _mm512_maskz_loadu_epi16(inside, rows[i] + j);
   const __m512i low01 = _mm512_unpacklo_epi32(x[0], x[1]);
   const __m512i high01 = _mm512_unpackhi_epi32(x[0], x[1]);
   const __m512i low23 = _mm512_unpacklo_epi32(x[2], x[3]);
@@ -70,11 +118,11 @@ inline void load_columns(const std::uint16_t* const (&row)[4], int j, __mmask32 
 /// sum[.][h] += products of twice 4 keys with Heads queries over 32 elements. Lane i is of key i
 /// mod 4.
 template <int Heads>
-inline void add_products(const std::uint16_t* const (&k)[2][4], int j, __mmask32 inside,
-                         const std::int32_t* q, std::int64_t q_stride, __m512 (&sum)[2][Heads]) {
+inline void add_products(Rows k, int j, __mmask32 inside, const std::int32_t* q,
+                         std::int64_t q_stride, __m512 (&sum)[2][Heads]) {
   __m512i column[2][4];
-  load_columns(k[0], j, inside, column[0]);
-  load_columns(k[1], j, inside, column[1]);
+  load_columns(k, j, inside, column[0]);
+  load_columns({k[4], k.stride}, j, inside, column[1]);
   for (int c = 0; c < 4; ++c) {
     for (int h = 0; h < Heads; ++h) {
       const __m512bh x = as_bf16(_mm512_loadu_si512(q + h * q_stride + 2 * j + 16 * c));
@@ -84,34 +132,16 @@ inline void add_products(const std::uint16_t* const (&k)[2][4], int j, __mmask32
   }
 }
 
-/// Logits of Heads heads from `head` on into s, and the largest of each lane. Keys after the last
-/// one repeat it.
+/// Logits of 8 keys and Heads heads: sum[h] has key i in the lanes i mod 4 + 8 (i / 4) and 4 after.
 template <int Heads>
-inline void logits(const DecodeTile& t, int head, int padded, __m512 (&largest)[Heads]) {
-  const std::int64_t q_stride = padded * std::int64_t{2};
-  const auto* q = static_cast<const std::int32_t*>(t.q) + head * q_stride;
-  const int last = t.k.count - 1;
-  for (int first = 0; first <= last; first += 16) {
-    __m512 half[2][Heads];
-    for (int i = 0; i < 2; ++i) {
-      const std::uint16_t* k[2][4];
-      for (int r = 0; r < 8; ++r) {
-        const int key = first + 8 * i + r;
-        k[r / 4][r % 4] = row_of(t.k, key < last ? key : last);
-      }
-      if (head == 0) prefetch(t, first + 8 * i);
-      __m512 sum[2][Heads] = {};
-      int j = 0;
-      for (; j + 32 <= t.k.dim; j += 32) add_products<Heads>(k, j, ~0u, q, q_stride, sum);
-      if (j < t.k.dim) add_products<Heads>(k, j, first32(t.k.dim - j), q, q_stride, sum);
-      for (int h = 0; h < Heads; ++h) half[i][h] = fold<4>(sum[0][h], sum[1][h]);
-    }
-    for (int h = 0; h < Heads; ++h) {
-      const __m512 x = fold<8>(half[0][h], half[1][h]);
-      largest[h] = _mm512_max_ps(largest[h], x);
-      _mm512_storeu_ps(t.s + (head + h) * kTileKeys + first, x);
-    }
-  }
+inline void logits_of_8(const DecodeTile& t, Rows k, const std::int32_t* q, std::int64_t q_stride,
+                        __m512 (&half)[Heads]) {
+  __m512 sum[2][Heads];
+  for (int h = 0; h < Heads; ++h) sum[0][h] = sum[1][h] = _mm512_setzero_ps();
+  int j = 0;
+  for (; j + 32 <= t.k.dim; j += 32) add_products<Heads>(k, j, ~0u, q, q_stride, sum);
+  if (j < t.k.dim) add_products<Heads>(k, j, first32(t.k.dim - j), q, q_stride, sum);
+  for (int h = 0; h < Heads; ++h) half[h] = fold<4>(sum[0][h], sum[1][h]);
 }
 
 /// Softmax weights of one head: the logits s [kTileKeys] become bf16 in the same place, zeros after
@@ -136,77 +166,166 @@ inline float softmax(const DecodeTile& t, int head, __m512 largest) {
                         (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
   }
   const float sum = _mm512_reduce_add_ps(total);
+  t.tile_sum[head] = sum;
+  t.tile_base[head] = base;
+  if (base == old_base) {
+    t.l[head] += sum;
+    return 1.0f;
+  }
   const float factor = _mm512_cvtss_f32(exp2(_mm512_set1_ps(old_base - base)));
   t.m[head] = base;
   t.l[head] = t.l[head] * factor + sum;
-  t.tile_sum[head] = sum;
-  t.tile_base[head] = base;
   return factor;
 }
 
-/// o[h] := o[h] factor[h] + p[h] V for Heads heads from `head` on and 64 elements from j on.
-template <int Heads>
-inline void add_values(const DecodeTile& t, int head, const float* factor, int padded, int j) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  const __mmask32 inside[2] = {first32(t.v.dim - j), first32(t.v.dim - j - 32)};
-  float* o = t.o + head * padded + j;
-  __m512 sum[Heads][4];
-  for (int h = 0; h < Heads; ++h) {
-    for (int x = 0; x < 4; ++x) {
-      sum[h][x] =
-          _mm512_mul_ps(_mm512_loadu_ps(o + h * padded + 16 * x), _mm512_set1_ps(factor[h]));
-    }
-  }
-  for (int i = 0; i < t.v.count; i += 2) {
-    const std::uint16_t* row = row_of(t.v, i) + j;
-    // The weight of a key after the last one is 0.
-    const std::uint16_t* next = i + 1 < t.v.count ? row + t.v.stride : row;
-    __m512i pairs[4];
-    for (int x = 0; x < 2; ++x) {
-      const __m512i a = _mm512_maskz_loadu_epi16(inside[x], row + 32 * x);
-      const __m512i b = _mm512_maskz_loadu_epi16(inside[x], next + 32 * x);
-      pairs[2 * x] = _mm512_permutex2var_epi16(a, low, b);
-      pairs[2 * x + 1] = _mm512_permutex2var_epi16(a, high, b);
+/// sum[h] += p[h] V for the 32 Lines elements from j on. An output vector of 32 elements is kept as
+/// what unpacking two rows leaves: 0-3, 8-11, .. in the first half, 4-7, 12-15, .. in the other.
+template <int Heads, int Lines, bool Masked>
+inline void add_rows(Rows v, int keys, int j, __mmask32 inside, const std::int32_t* p,
+                     __m512 (&sum)[Heads][2 * Lines]) {
+  for (int i = 0; i < keys; i += 2) {
+    __m512i pairs[2 * Lines];
+    for (int x = 0; x < Lines; ++x) {
+      const std::uint16_t* row = v[i] + j + 32 * x;
+      const std::uint16_t* next = v[i + 1] + j + 32 * x;
+      const __m512i a = Masked ? _mm512_maskz_loadu_epi16(inside, row) : _mm512_loadu_si512(row);
+      const __m512i b = Masked ? _mm512_maskz_loadu_epi16(inside, next) : _mm512_loadu_si512(next);
+      pairs[2 * x] = _mm512_unpacklo_epi16(a, b);
+      pairs[2 * x + 1] = _mm512_unpackhi_epi16(a, b);
     }
     for (int h = 0; h < Heads; ++h) {
-      const __m512bh p = as_bf16(_mm512_set1_epi32(
-          reinterpret_cast<const std::int32_t*>(t.s + (head + h) * kTileKeys)[i / 2]));
-      for (int x = 0; x < 4; ++x) sum[h][x] = _mm512_dpbf16_ps(sum[h][x], as_bf16(pairs[x]), p);
+      const __m512bh weight = as_bf16(_mm512_set1_epi32(p[h * kTileKeys + i / 2]));
+      for (int x = 0; x < 2 * Lines; ++x) {
+        sum[h][x] = _mm512_dpbf16_ps(sum[h][x], as_bf16(pairs[x]), weight);
+      }
     }
-  }
-  for (int h = 0; h < Heads; ++h) {
-    for (int x = 0; x < 4; ++x) _mm512_storeu_ps(o + h * padded + 16 * x, sum[h][x]);
   }
 }
 
+/// What the products with V need of a tile: its first `whole` keys where they are, then the tail.
+struct Values {
+  const DecodeTile& tile;
+  int padded;
+  Rows rows;
+  int whole;
+  Rows tail;
+};
+
+/// o[h] := o[h] factor[h] + p[h] V for Heads heads from `head` on and 32 Lines elements from j on.
+template <int Heads, int Lines, bool Masked>
+inline void add_values(const Values& v, int head, const float* factor, int j) {
+  const DecodeTile& t = v.tile;
+  float* o = t.o + head * v.padded + j;
+  const auto* p = reinterpret_cast<const std::int32_t*>(t.s + head * kTileKeys);
+  const __mmask32 inside = first32(t.v.dim - j);
+  __m512 sum[Heads][2 * Lines];
+  for (int h = 0; h < Heads; ++h) {
+    for (int x = 0; x < 2 * Lines; ++x) {
+      sum[h][x] =
+          _mm512_mul_ps(_mm512_loadu_ps(o + h * v.padded + 16 * x), _mm512_set1_ps(factor[h]));
+    }
+  }
+  add_rows<Heads, Lines, Masked>(v.rows, v.whole, j, inside, p, sum);
+  add_rows<Heads, Lines, Masked>(v.tail, t.v.count - v.whole, j, inside, p + v.whole / 2, sum);
+  for (int h = 0; h < Heads; ++h) {
+    for (int x = 0; x < 2 * Lines; ++x) _mm512_storeu_ps(o + h * v.padded + 16 * x, sum[h][x]);
+  }
+}
+
+/// The same for Heads heads, as many at a time as fill the registers: rows are read from one end to
+/// the other, since the CPU reads ahead by itself then.
+template <int Heads, int Lines, bool Masked = false>
+inline void add_strip(const Values& v, int head, const float* factor, int j) {
+  constexpr int kAtOnce = 8 / Lines;
+  constexpr int kRest = Heads % kAtOnce;
+  for (int h = 0; h + kAtOnce <= Heads; h += kAtOnce) {
+    add_values<kAtOnce, Lines, Masked>(v, head + h, factor + h, j);
+  }
+  if constexpr (kRest > 0) {
+    add_values<kRest, Lines, Masked>(v, head + Heads - kRest, factor + Heads - kRest, j);
+  }
+}
+
+/// Heads heads from `head` on. The last keys, of no whole group, are in the tails.
 template <int Heads>
-void run_heads(const DecodeTile& t, int head, int padded) {
+void run_heads(const DecodeTile& t, int head, int padded, const Rows& k_tail, const Rows& v_tail) {
+  const std::int64_t q_stride = padded * std::int64_t{2};
+  const auto* q = static_cast<const std::int32_t*>(t.q) + head * q_stride;
+  const Rows k{static_cast<const std::uint16_t*>(t.k.data), t.k.stride};
+  const Rows v{static_cast<const std::uint16_t*>(t.v.data), t.v.stride};
+  const int whole = t.k.count / kGroupKeys * kGroupKeys;
   __m512 largest[Heads];
   for (int h = 0; h < Heads; ++h) largest[h] = _mm512_set1_ps(-kInfinity);
-  logits<Heads>(t, head, padded, largest);
+  for (int first = 0; first < t.k.count; first += kGroupKeys) {
+    const Rows rows = first < whole ? Rows{k[first], k.stride} : k_tail;
+    if (head == 0) {
+      prefetch_next(t, first);
+      if (first < whole) {
+        const std::int64_t bytes = 2 * kGroupKeys * k.stride;
+        prefetch_pages(k[first] + 2048, bytes);
+        prefetch_pages(v[first], bytes);
+      }
+      touch(rows, kGroupKeys, t.k.dim);
+    }
+    __m512 half[2][Heads];
+    logits_of_8<Heads>(t, rows, q, q_stride, half[0]);
+    logits_of_8<Heads>(t, {rows[8], rows.stride}, q, q_stride, half[1]);
+    const __mmask16 present = first16(t.k.count - first);
+    for (int h = 0; h < Heads; ++h) {
+      const __m512 x = fold<8>(half[0][h], half[1][h]);
+      largest[h] = _mm512_mask_max_ps(largest[h], present, largest[h], x);
+      _mm512_storeu_ps(t.s + (head + h) * kTileKeys + first, x);
+    }
+  }
   float factor[Heads];
   for (int h = 0; h < Heads; ++h) factor[h] = softmax(t, head + h, largest[h]);
-  for (int j = 0; j < t.v.dim; j += kDecodeStrip) add_values<Heads>(t, head, factor, padded, j);
+  const Values values{t, padded, v, whole, v_tail};
+  int j = 0;
+  for (; j + 128 <= t.v.dim; j += 128) add_strip<Heads, 4>(values, head, factor, j);
+  for (; j + 64 <= t.v.dim; j += 64) add_strip<Heads, 2>(values, head, factor, j);
+  for (; j + 32 <= t.v.dim; j += 32) add_strip<Heads, 1>(values, head, factor, j);
+  if (j < t.v.dim) add_strip<Heads, 1, true>(values, head, factor, j);
 }
 
 void run_decode(const DecodeTile& t) {
   const int padded = (t.k.dim + kDecodeStrip - 1) / kDecodeStrip * kDecodeStrip;
-  int head = 0;
-  for (; head + 4 <= t.heads; head += 4) run_heads<4>(t, head, padded);
-  switch (t.heads - head) {
-    case 3:
-      return run_heads<3>(t, head, padded);
-    case 2:
-      return run_heads<2>(t, head, padded);
-    case 1:
-      return run_heads<1>(t, head, padded);
+  Rows k_tail{};
+  Rows v_tail{};
+  const int whole = t.k.count / kGroupKeys * kGroupKeys;
+  if (whole < t.k.count) {
+    const int rest = t.k.count - whole;
+    const Rows k{static_cast<const std::uint16_t*>(t.k.data), t.k.stride};
+    const Rows v{static_cast<const std::uint16_t*>(t.v.data), t.v.stride};
+    auto* buffer = static_cast<std::uint16_t*>(t.tail);
+    k_tail = copy_tail({k[whole], k.stride}, rest, t.k.dim, padded, buffer);
+    v_tail = copy_tail({v[whole], v.stride}, rest, t.v.dim, padded, buffer + kGroupKeys * padded);
+  }
+  // Passes of about the same number of heads.
+  const int passes = (t.heads + kMostHeads - 1) / kMostHeads;
+  for (int pass = 0, head = 0; pass < passes; ++pass) {
+    const int heads = (t.heads - head) / (passes - pass);
+    const auto run = [&]<int... Heads>(std::integer_sequence<int, Heads...>) {
+      ((heads == Heads + 1 ? run_heads<Heads + 1>(t, head, padded, k_tail, v_tail) : void()), ...);
+    };
+    run(std::make_integer_sequence<int, kMostHeads>());
+    head += heads;
+  }
+}
+
+void unpack_output(const float* o, std::int32_t dim, float* out) {
+  const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  for (int j = 0; j < dim; j += 32) {
+    const __m512 low = _mm512_loadu_ps(o + j);
+    const __m512 high = _mm512_loadu_ps(o + j + 16);
+    _mm512_mask_storeu_ps(out + j, first16(dim - j), _mm512_permutex2var_ps(low, first, high));
+    _mm512_mask_storeu_ps(out + j + 16, first16(dim - j - 16),
+                          _mm512_permutex2var_ps(low, second, high));
   }
 }
 
 }  // namespace
 
-const DecodeKernel kAvx512Bf16Decode = {DType::kBf16, pack_query, run_decode};
+const DecodeKernel kAvx512Bf16Decode = {DType::kBf16, pack_query, run_decode, unpack_output};
 
 }  // namespace sw::cpu

@@ -22,18 +22,18 @@ void RowAttention::begin(std::int64_t heads, std::int64_t queries, std::int64_t 
   heads_ = heads;
   queries_ = queries;
   dim_ = dim;
-  even_dim_ = (dim + 1) / 2 * 2;
+  padded_dim_ = (dim + kernel_->dim_step - 1) / kernel_->dim_step * kernel_->dim_step;
   packs_ = (heads * queries + kLanes - 1) / kLanes;
   token_window_ = token_sink_ = 0;
   masses_ = normalized_ = false;
   scale_ = static_cast<float>(scale * std::numbers::log2e);
   const auto lanes = static_cast<std::size_t>(packs_ * kLanes);
   const std::size_t tile_bytes =
-      std::size_t{kTileKeys} * static_cast<std::size_t>(even_dim_) * element_bytes_;
-  qt_.assign(lanes * static_cast<std::size_t>(even_dim_) * element_bytes_, std::byte{0});
+      std::size_t{kTileKeys} * static_cast<std::size_t>(padded_dim_) * element_bytes_;
+  qt_.assign(lanes * static_cast<std::size_t>(padded_dim_) * element_bytes_, std::byte{0});
   k_.resize(tile_bytes);
   v_.resize(tile_bytes);
-  ot_.assign(lanes * static_cast<std::size_t>(dim), 0.0f);
+  ot_.assign(lanes * static_cast<std::size_t>(padded_dim_), 0.0f);
   m_.assign(lanes, -std::numeric_limits<float>::infinity());
   l_.assign(lanes, 0.0f);
   s_.resize(std::size_t{kTileKeys} * kLanes);
@@ -111,7 +111,7 @@ void RowAttention::visit(const HeadsView& k, const HeadsView& v, std::int64_t kv
       tile.s = s_.data();
       tile.m = m_.data() + pack * kLanes;
       tile.l = l_.data() + pack * kLanes;
-      tile.ot = ot_.data() + pack * dim_ * kLanes;
+      tile.ot = ot_.data() + pack * padded_dim_ * kLanes;
       if (masses_) {
         tile.tile_sum = tile_sum_.data() + tile_offset + pack * kLanes;
         tile.tile_max = tile_max_.data() + tile_offset + pack * kLanes;
@@ -138,7 +138,7 @@ void RowAttention::finish(std::int64_t head, float* out, double* lse) const {
                       std::int64_t count) {
     const float* m = m_.data() + pack * kLanes + lane;
     const float* l = l_.data() + pack * kLanes + lane;
-    kernel_->finish(ot_.data() + pack * dim_ * kLanes, l_.data() + pack * kLanes, lane,
+    kernel_->finish(ot_.data() + pack * padded_dim_ * kLanes, l_.data() + pack * kLanes, lane,
                     static_cast<std::int32_t>(count), static_cast<std::int32_t>(dim_),
                     out + query * dim_);
     for (std::int64_t i = 0; i < count; ++i) {

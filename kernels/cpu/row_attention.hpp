@@ -56,7 +56,7 @@ class RowAttention {
     return head * queries_ + query;
   }
   std::byte* qt(std::int64_t pack) {
-    return qt_.data() + static_cast<std::size_t>(pack * kLanes * even_dim_) * element_bytes_;
+    return qt_.data() + static_cast<std::size_t>(pack * kLanes * padded_dim_) * element_bytes_;
   }
   /// Calls f(pack, lane in the pack, first query, queries) for the packs that hold a head.
   template <class F>
@@ -67,7 +67,7 @@ class RowAttention {
   std::int64_t heads_ = 0;
   std::int64_t queries_ = 0;
   std::int64_t dim_ = 0;
-  std::int64_t even_dim_ = 0;
+  std::int64_t padded_dim_ = 0;
   std::int64_t packs_ = 0;
   std::int64_t token_window_ = 0;
   std::int64_t token_sink_ = 0;

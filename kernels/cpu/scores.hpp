@@ -23,6 +23,9 @@ struct ScoreKernel {
   /// depth within groups of 256, so that it does not depend on how the rows are dealt out.
   void (*multiply)(ConstMatrix a, ConstMatrix b, std::int64_t rows, std::int64_t depth,
                    std::int64_t cols, double* c, std::int64_t c_stride);
+  /// y [cols] += x [rows] m [rows][cols] in ascending order of rows; m has rows `stride` apart.
+  void (*add_row_product)(const double* x, const float* m, std::int64_t stride, std::int64_t rows,
+                          std::int64_t cols, double* y);
   /// x[i] := exp(x[i] - largest), with x[i] <= largest; returns their sum. Relative error below
   /// 1e-15 each, and exactly 0 where x[i] - largest < -708.
   double (*exponentials)(double* x, std::int64_t count, double largest);

@@ -21,18 +21,27 @@ typedef std::uint16_t MemHalfWordVec
 inline DoubleVec load(const double* p) { return *reinterpret_cast<const MemDoubleVec*>(p); }
 inline void store(double* p, DoubleVec x) { *reinterpret_cast<MemDoubleVec*>(p) = x; }
 
+inline DoubleVec to_doubles(HalfVec x) {
+#ifdef __AVX512F__
+  // GCC 12 converts halves one after the other by itself; the form with a mask as in vector.inl.
+  return _mm512_maskz_cvtps_pd(0xff, x);
+#else
+  return __builtin_convertvector(x, DoubleVec);
+#endif
+}
+
 template <DType Type>
 inline DoubleVec load_doubles(const void* data, std::int64_t index) {
   if constexpr (Type == DType::kF32) {
     const auto* p = static_cast<const float*>(data) + index;
-    return __builtin_convertvector(*reinterpret_cast<const MemHalfVec*>(p), DoubleVec);
+    return to_doubles(*reinterpret_cast<const MemHalfVec*>(p));
   } else {
     const auto* p = static_cast<const std::uint16_t*>(data) + index;
     const HalfIntVec bits =
         __builtin_convertvector(*reinterpret_cast<const MemHalfWordVec*>(p), HalfIntVec);
     const HalfVec value =
         Type == DType::kBf16 ? reinterpret_cast<HalfVec>(bits << 16) : half_to_float<HalfVec>(bits);
-    return __builtin_convertvector(value, DoubleVec);
+    return to_doubles(value);
   }
 }
 
@@ -164,21 +173,48 @@ inline DoubleVec exp_nonpositive(DoubleVec x) {
 }
 
 double exponentials(double* x, std::int64_t count, double largest) {
+  DoubleVec total = {};
+  std::int64_t i = 0;
+  for (; i + kDoubles <= count; i += kDoubles) {
+    const DoubleVec y = exp_nonpositive(load(x + i) - largest);
+    store(x + i, y);
+    total += y;
+  }
   double sum = 0.0;
-  for (std::int64_t i = 0; i < count; i += kDoubles) {
-    const int used = static_cast<int>(count - i < kDoubles ? count - i : kDoubles);
-    double part[kDoubles] = {};
-    for (int u = 0; u < used; ++u) part[u] = x[i + u] - largest;
-    store(part, exp_nonpositive(load(part)));
-    for (int u = 0; u < used; ++u) {
-      x[i + u] = part[u];
-      sum += part[u];
-    }
+  for (int u = 0; u < kDoubles; ++u) sum += total[u];
+  for (; i < count; ++i) {
+    x[i] = exp_nonpositive(DoubleVec{} + (x[i] - largest))[0];
+    sum += x[i];
   }
   return sum;
 }
 
-constexpr ScoreKernel kScores = {add_rows, add_rows_f32, multiply, exponentials};
+void add_row_product(const double* x, const float* m, std::int64_t stride, std::int64_t rows,
+                     std::int64_t cols, double* y) {
+  std::int64_t j = 0;
+  // Strips as wide as the registers allow, so that short rows are read from end to end.
+  const auto strip = [&]<int Vectors>() {
+    DoubleVec sum[Vectors];
+    for (int v = 0; v < Vectors; ++v) sum[v] = load(y + j + v * kDoubles);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const DoubleVec factor = DoubleVec{} + x[i];
+      for (int v = 0; v < Vectors; ++v) {
+        sum[v] += factor * load_doubles<DType::kF32>(m, i * stride + j + v * kDoubles);
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) store(y + j + v * kDoubles, sum[v]);
+    j += Vectors * kDoubles;
+  };
+  constexpr int kMost = SW_VECTOR_BYTES == 64 ? 16 : 8;
+  while (j + kMost * kDoubles <= cols) strip.template operator()<kMost>();
+  while (j + 4 * kDoubles <= cols) strip.template operator()<4>();
+  while (j + kDoubles <= cols) strip.template operator()<1>();
+  for (; j < cols; ++j) {
+    for (std::int64_t i = 0; i < rows; ++i) y[j] += x[i] * double{m[i * stride + j]};
+  }
+}
+
+constexpr ScoreKernel kScores = {add_rows, add_rows_f32, multiply, add_row_product, exponentials};
 
 }  // namespace
 }  // namespace sw::cpu

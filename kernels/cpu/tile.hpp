@@ -59,6 +59,7 @@ struct TokenRows {
 struct TileKernel {
   DType element;  ///< of qt, k and v
   std::int32_t vector_lanes;
+  std::int32_t dim_step;  ///< qt, ot and the buffers of k and v have room for a multiple of it
   void (*run)(const Tile& tile);
   /// Put up to kTileKeys rows (f32 elements: of any dtype; bf16 elements: of bf16) into the layout
   /// of Tile::k and Tile::v.
@@ -78,5 +79,6 @@ extern const TileKernel kPortableTile;
 extern const TileKernel kAvx2Tile;
 extern const TileKernel kAvx512Tile;
 extern const TileKernel kAvx512Bf16Tile;
+extern const TileKernel kAmxBf16Tile;
 
 }  // namespace sw::cpu

@@ -153,8 +153,8 @@ void normalize(float* sum, const float* max, const float* m, const float* l, std
   }
 }
 
-constexpr TileKernel kTile = {DType::kF32, kWidth,       run_tile, pack_rows,
-                              pack_rows,   pack_queries, finish,   normalize};
+constexpr TileKernel kTile = {DType::kF32, kWidth,       2,      run_tile, pack_rows,
+                              pack_rows,   pack_queries, finish, normalize};
 
 }  // namespace
 }  // namespace sw::cpu

@@ -94,6 +94,20 @@ Matrix Backend::product_walk(const Matrix& a, const Matrix* previous) const {
   return state;
 }
 
+void Backend::add_row_product(std::span<const double> x, const float* m, std::int64_t stride,
+                              std::span<double> y) const {
+  for (const double factor : x) {
+    for (std::size_t j = 0; j < y.size(); ++j) y[j] += factor * double{m[j]};
+    m += stride;
+  }
+}
+
+double Backend::exponentials(std::span<double> x, double largest) const {
+  double sum = 0.0;
+  for (double& value : x) sum += value = std::exp(value - largest);
+  return sum;
+}
+
 void require_supported(const Backend& backend, const AttentionProblem& problem) {
   if (const auto reason = backend.unsupported(problem)) {
     throw Error(ErrorKind::kUnsupported,

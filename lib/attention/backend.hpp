@@ -100,6 +100,14 @@ class Backend {
 
   /// R = previous A (A when null), entries j > i zeroed, rows rescaled to sum 1 where they can be.
   virtual Matrix product_walk(const Matrix& a, const Matrix* previous) const;
+
+  /// y [cols] += x [rows] m in fp64, rows of m `stride` apart: what the scores and the walk of a
+  /// decode step consist of. Bound by reading m, so m is f32. Each y is a sum in the order of rows.
+  virtual void add_row_product(std::span<const double> x, const float* m, std::int64_t stride,
+                               std::span<double> y) const;
+
+  /// x := exp(x - largest), where no x is larger; returns their sum.
+  virtual double exponentials(std::span<double> x, double largest) const;
 };
 
 /// Throws Error(kUnsupported) with the backend's reason when it cannot compute `problem`.

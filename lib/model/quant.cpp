@@ -1,5 +1,6 @@
 #include "model/quant.hpp"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cassert>
@@ -16,6 +17,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "GGUF files are little endian");
 
+constexpr std::int64_t kLargestBlock = 256;
 constexpr std::array<std::pair<QuantType, QuantFormat>, 11> kFormats{{
     {QuantType::kF32, {"F32", 1, 4}},
     {QuantType::kF16, {"F16", 1, 2}},
@@ -39,52 +41,54 @@ T load(const std::uint8_t* p) {
 
 float load_f16(const std::uint8_t* p) { return to_float(load<F16>(p)); }
 
+/// One block as integers: weight i is scale[i / 16] code[i] + minimum[i / 16].
+struct Block {
+  std::int8_t* code;
+  float* scale;
+  float* minimum;
+
+  void set_group(int first, int count, float s, float m) const {
+    std::fill_n(scale + first / kCodeGroup, count / kCodeGroup, s);
+    std::fill_n(minimum + first / kCodeGroup, count / kCodeGroup, m);
+  }
+};
+
+std::int8_t signed_code(int value) { return static_cast<std::int8_t>(value); }
+
 // Element i of a 32-block lies in the low (i < 16) or high nibble of byte i % 16; a fifth bit,
 // where there is one, is bit i of a 32-bit word.
 
-void q4_0(const std::uint8_t* b, float* y) {
-  const float d = load_f16(b);
+void nibbles(const std::uint8_t* bytes, std::uint32_t high, int offset, const Block& to) {
   for (int i = 0; i < 16; ++i) {
-    y[i] = d * static_cast<float>((b[2 + i] & 15) - 8);
-    y[i + 16] = d * static_cast<float>((b[2 + i] >> 4) - 8);
+    to.code[i] = signed_code(((bytes[i] & 15) | static_cast<int>(high >> i & 1) << 4) - offset);
+    to.code[i + 16] =
+        signed_code(((bytes[i] >> 4) | static_cast<int>(high >> (i + 16) & 1) << 4) - offset);
   }
 }
 
-void q4_1(const std::uint8_t* b, float* y) {
-  const float d = load_f16(b);
-  const float m = load_f16(b + 2);
-  for (int i = 0; i < 16; ++i) {
-    y[i] = d * static_cast<float>(b[4 + i] & 15) + m;
-    y[i + 16] = d * static_cast<float>(b[4 + i] >> 4) + m;
-  }
+void q4_0(const std::uint8_t* b, const Block& to) {
+  nibbles(b + 2, 0, 8, to);
+  to.set_group(0, 32, load_f16(b), 0.0f);
 }
 
-void q5_0(const std::uint8_t* b, float* y) {
-  const float d = load_f16(b);
-  const auto high = load<std::uint32_t>(b + 2);
-  for (int i = 0; i < 16; ++i) {
-    const int low = (b[6 + i] & 15) | static_cast<int>((high >> i & 1) << 4);
-    const int up = (b[6 + i] >> 4) | static_cast<int>((high >> (i + 16) & 1) << 4);
-    y[i] = d * static_cast<float>(low - 16);
-    y[i + 16] = d * static_cast<float>(up - 16);
-  }
+void q4_1(const std::uint8_t* b, const Block& to) {
+  nibbles(b + 4, 0, 0, to);
+  to.set_group(0, 32, load_f16(b), load_f16(b + 2));
 }
 
-void q5_1(const std::uint8_t* b, float* y) {
-  const float d = load_f16(b);
-  const float m = load_f16(b + 2);
-  const auto high = load<std::uint32_t>(b + 4);
-  for (int i = 0; i < 16; ++i) {
-    const int low = (b[8 + i] & 15) | static_cast<int>((high >> i & 1) << 4);
-    const int up = (b[8 + i] >> 4) | static_cast<int>((high >> (i + 16) & 1) << 4);
-    y[i] = d * static_cast<float>(low) + m;
-    y[i + 16] = d * static_cast<float>(up) + m;
-  }
+void q5_0(const std::uint8_t* b, const Block& to) {
+  nibbles(b + 6, load<std::uint32_t>(b + 2), 16, to);
+  to.set_group(0, 32, load_f16(b), 0.0f);
 }
 
-void q8_0(const std::uint8_t* b, float* y) {
-  const float d = load_f16(b);
-  for (int i = 0; i < 32; ++i) y[i] = d * static_cast<float>(static_cast<std::int8_t>(b[2 + i]));
+void q5_1(const std::uint8_t* b, const Block& to) {
+  nibbles(b + 8, load<std::uint32_t>(b + 4), 0, to);
+  to.set_group(0, 32, load_f16(b), load_f16(b + 2));
+}
+
+void q8_0(const std::uint8_t* b, const Block& to) {
+  std::memcpy(to.code, b + 2, 32);
+  to.set_group(0, 32, load_f16(b), 0.0f);
 }
 
 /// Scale and minimum j of the eight 6-bit pairs that Q4_K and Q5_K pack into 12 bytes: the low six
@@ -95,41 +99,26 @@ std::pair<int, int> scale_and_min(const std::uint8_t* s, int j) {
   return {(s[j + 4] & 15) | (s[j - 4] >> 6) << 4, (s[j + 4] >> 4) | (s[j] >> 6) << 4};
 }
 
-void q4_k(const std::uint8_t* b, float* y) {
+/// Q4_K, and Q5_K, where bit j of byte i of `high` is the fifth bit of element i of sub-block j.
+void q45_k(const std::uint8_t* b, const std::uint8_t* high, const std::uint8_t* q,
+           const Block& to) {
   const float d = load_f16(b);
   const float dmin = load_f16(b + 2);
-  const std::uint8_t* q = b + 16;
   for (int j = 0; j < 8; ++j) {  // sub-block j: 32 elements, low or high nibbles of 32 bytes
     const auto [scale, minimum] = scale_and_min(b + 4, j);
-    const float s = d * static_cast<float>(scale);
-    const float m = dmin * static_cast<float>(minimum);
+    to.set_group(j * 32, 32, d * static_cast<float>(scale), -(dmin * static_cast<float>(minimum)));
     const std::uint8_t* bytes = q + j / 2 * 32;
     const int shift = j % 2 * 4;
     for (int i = 0; i < 32; ++i) {
-      y[j * 32 + i] = s * static_cast<float>(bytes[i] >> shift & 15) - m;
+      const int fifth = high ? high[i] >> j & 1 : 0;
+      to.code[j * 32 + i] = signed_code((bytes[i] >> shift & 15) | fifth << 4);
     }
   }
 }
+void q4_k(const std::uint8_t* b, const Block& to) { q45_k(b, nullptr, b + 16, to); }
+void q5_k(const std::uint8_t* b, const Block& to) { q45_k(b, b + 16, b + 48, to); }
 
-void q5_k(const std::uint8_t* b, float* y) {
-  const float d = load_f16(b);
-  const float dmin = load_f16(b + 2);
-  const std::uint8_t* high = b + 16;  // bit j of byte i: fifth bit of element i of sub-block j
-  const std::uint8_t* q = b + 48;
-  for (int j = 0; j < 8; ++j) {
-    const auto [scale, minimum] = scale_and_min(b + 4, j);
-    const float s = d * static_cast<float>(scale);
-    const float m = dmin * static_cast<float>(minimum);
-    const std::uint8_t* bytes = q + j / 2 * 32;
-    const int shift = j % 2 * 4;
-    for (int i = 0; i < 32; ++i) {
-      const int value = (bytes[i] >> shift & 15) | (high[i] >> j & 1) << 4;
-      y[j * 32 + i] = s * static_cast<float>(value) - m;
-    }
-  }
-}
-
-void q6_k(const std::uint8_t* b, float* y) {
+void q6_k(const std::uint8_t* b, const Block& to) {
   const float d = load_f16(b + 208);
   for (int half = 0; half < 2; ++half) {  // 128 elements each: 64 low bytes, 32 high, 8 scales
     const std::uint8_t* low = b + half * 64;
@@ -138,22 +127,40 @@ void q6_k(const std::uint8_t* b, float* y) {
     for (int part = 0; part < 4; ++part) {  // 32 elements each
       const std::uint8_t* bytes = low + part % 2 * 32;
       const int shift = part / 2 * 4;
+      const int first = half * 128 + part * 32;
       for (int i = 0; i < 32; ++i) {
         const int value = (bytes[i] >> shift & 15) | (high[i] >> (2 * part) & 3) << 4;
-        const float s = d * static_cast<float>(static_cast<std::int8_t>(scales[part * 2 + i / 16]));
-        y[half * 128 + part * 32 + i] = s * static_cast<float>(value - 32);
+        to.code[first + i] = signed_code(value - 32);
+      }
+      for (int g = 0; g < 2; ++g) {
+        const auto scale = static_cast<std::int8_t>(scales[part * 2 + g]);
+        to.set_group(first + 16 * g, 16, d * static_cast<float>(scale), 0.0f);
       }
     }
   }
 }
 
-template <void (*block)(const std::uint8_t*, float*)>
-void each_block(const QuantFormat& format, const std::byte* src, std::int64_t elements,
-                float* dst) {
-  assert(elements % format.block_elements == 0);
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(src);
-  for (std::int64_t i = 0; i < elements / format.block_elements; ++i) {
-    block(bytes + i * format.block_bytes, dst + i * format.block_elements);
+/// Null for types that are not quantised.
+void (*decoder(QuantType type))(const std::uint8_t*, const Block&) {
+  switch (type) {
+    case QuantType::kQ40:
+      return q4_0;
+    case QuantType::kQ41:
+      return q4_1;
+    case QuantType::kQ50:
+      return q5_0;
+    case QuantType::kQ51:
+      return q5_1;
+    case QuantType::kQ80:
+      return q8_0;
+    case QuantType::kQ4K:
+      return q4_k;
+    case QuantType::kQ5K:
+      return q5_k;
+    case QuantType::kQ6K:
+      return q6_k;
+    default:
+      return nullptr;
   }
 }
 
@@ -181,45 +188,80 @@ std::string quant_type_names() {
   return names;
 }
 
-void dequantize(QuantType type, const std::byte* src, std::int64_t elements, float* dst) {
-  const QuantFormat& format = quant_format(type);
+CodeFormat CodeFormat::operator|(const CodeFormat& other) const {
+  return {std::min(lowest, other.lowest), std::max(highest, other.highest),
+          std::min(group, other.group), minimum || other.minimum};
+}
+
+std::optional<CodeFormat> code_format(QuantType type) {
   switch (type) {
-    case QuantType::kF32:
-      std::memcpy(dst, src, static_cast<std::size_t>(elements) * sizeof(float));
-      return;
-    case QuantType::kF16:
-      return convert_to_float(src, DType::kF16, elements, dst);
-    case QuantType::kBF16:
-      return convert_to_float(src, DType::kBf16, elements, dst);
     case QuantType::kQ40:
-      return each_block<q4_0>(format, src, elements, dst);
+      return CodeFormat{-8, 7, 32, false};
     case QuantType::kQ41:
-      return each_block<q4_1>(format, src, elements, dst);
-    case QuantType::kQ50:
-      return each_block<q5_0>(format, src, elements, dst);
-    case QuantType::kQ51:
-      return each_block<q5_1>(format, src, elements, dst);
-    case QuantType::kQ80:
-      return each_block<q8_0>(format, src, elements, dst);
     case QuantType::kQ4K:
-      return each_block<q4_k>(format, src, elements, dst);
+      return CodeFormat{0, 15, 32, true};
+    case QuantType::kQ50:
+      return CodeFormat{-16, 15, 32, false};
+    case QuantType::kQ51:
     case QuantType::kQ5K:
-      return each_block<q5_k>(format, src, elements, dst);
+      return CodeFormat{0, 31, 32, true};
+    case QuantType::kQ80:
+      return CodeFormat{-128, 127, 32, false};
     case QuantType::kQ6K:
-      return each_block<q6_k>(format, src, elements, dst);
+      return CodeFormat{-32, 31, 16, false};
+    default:
+      return std::nullopt;
   }
 }
 
-void StoredMatrix::load_row(std::int64_t row, float* out) const {
+void dequantize(QuantType type, const std::byte* src, std::int64_t elements, float* dst) {
+  if (type == QuantType::kF32) {
+    std::memcpy(dst, src, static_cast<std::size_t>(elements) * sizeof(float));
+    return;
+  }
+  if (type == QuantType::kF16) return convert_to_float(src, DType::kF16, elements, dst);
+  if (type == QuantType::kBF16) return convert_to_float(src, DType::kBf16, elements, dst);
+  const QuantFormat& format = quant_format(type);
+  assert(elements % format.block_elements == 0);
+  const auto decode = decoder(type);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(src);
+  std::int8_t code[kLargestBlock];
+  float scale[kLargestBlock / kCodeGroup];
+  float minimum[kLargestBlock / kCodeGroup];
+  for (std::int64_t i = 0; i < elements; i += format.block_elements, bytes += format.block_bytes) {
+    decode(bytes, {code, scale, minimum});
+    for (std::int64_t j = 0; j < format.block_elements; ++j) {
+      const std::int64_t group = j / kCodeGroup;
+      dst[i + j] = scale[group] * static_cast<float>(code[j]) + minimum[group];
+    }
+  }
+}
+
+std::span<const std::byte> StoredMatrix::row(std::int64_t index) const {
   const QuantFormat& format = quant_format(type);
   const auto bytes =
       static_cast<std::size_t>(row_elements / format.block_elements * format.block_bytes);
-  const auto source = data.subspan(static_cast<std::size_t>(row) * bytes, bytes);
+  return data.subspan(static_cast<std::size_t>(index) * bytes, bytes);
+}
+
+void StoredMatrix::load_row(std::int64_t index, float* out) const {
+  const auto source = row(index);
   if (std::bit_cast<std::uintptr_t>(source.data()) % 2 == 0) {
     return dequantize(type, source.data(), row_elements, out);
   }
   const std::vector<std::byte> aligned(source.begin(), source.end());
   dequantize(type, aligned.data(), row_elements, out);
+}
+
+void StoredMatrix::load_codes(std::int64_t index, const CodedRow& out) const {
+  const QuantFormat& format = quant_format(type);
+  const auto decode = decoder(type);
+  assert(decode);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(row(index).data());
+  for (std::int64_t i = 0; i < row_elements; i += format.block_elements) {
+    decode(bytes, {out.code + i, out.scale + i / kCodeGroup, out.minimum + i / kCodeGroup});
+    bytes += format.block_bytes;
+  }
 }
 
 }  // namespace sw

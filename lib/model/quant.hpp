@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -42,6 +43,30 @@ std::string quant_type_names();
 /// `src` holds elements / block_elements * block_bytes bytes.
 void dequantize(QuantType type, const std::byte* src, std::int64_t elements, float* dst);
 
+/// Elements that a scale and a minimum of a CodedRow are for.
+inline constexpr std::int64_t kCodeGroup = 16;
+
+/// A quantised row as integers: weight i is scale[i / 16] code[i] + minimum[i / 16].
+struct CodedRow {
+  std::int8_t* code;  ///< [row_elements]
+  float* scale;       ///< [row_elements / kCodeGroup]
+  float* minimum;     ///< [row_elements / kCodeGroup]
+};
+
+/// What the codes of a type need.
+struct CodeFormat {
+  int lowest;    ///< smallest code
+  int highest;   ///< largest code
+  int group;     ///< 16 or 32 elements have a scale in common
+  bool minimum;  ///< whether minima differ from 0
+
+  /// What both need.
+  CodeFormat operator|(const CodeFormat& other) const;
+};
+
+/// Nothing for types that are not quantised.
+std::optional<CodeFormat> code_format(QuantType type);
+
 /// A matrix as it is stored in a mapped file, row by row; a vector is one row.
 struct StoredMatrix {
   QuantType type = QuantType::kF32;
@@ -49,8 +74,13 @@ struct StoredMatrix {
   std::int64_t row_elements = 0;    ///< a multiple of the type's block_elements
   std::span<const std::byte> data;  ///< of all rows, at any address
 
-  /// Expands row `row` to row_elements floats.
-  void load_row(std::int64_t row, float* out) const;
+  /// Expands a row to row_elements floats.
+  void load_row(std::int64_t index, float* out) const;
+  /// A row as integers, for types that have a code_format().
+  void load_codes(std::int64_t index, const CodedRow& out) const;
+
+ private:
+  std::span<const std::byte> row(std::int64_t index) const;
 };
 
 }  // namespace sw

@@ -4,6 +4,7 @@
 #include <cassert>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
@@ -54,10 +55,50 @@ std::int64_t stored_row(std::int64_t row, const ModelConfig& config) {
   return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
+/// Where row `row` of a product's weights lies.
+struct RowSource {
+  const StoredMatrix* matrix;
+  std::int64_t row;
+};
+
+/// The weights of one product, out of `stored` matrices.
+template <class Source>
+Linear load_linear(std::initializer_list<const StoredMatrix*> stored, const Source& source,
+                   DType dtype, WeightArena& arena, std::vector<float> bias = {}) {
+  const std::int64_t inputs = (*stored.begin())->row_elements;
+  std::int64_t outputs = 0;
+  std::optional<CodeFormat> format = code_format((*stored.begin())->type);
+  for (const StoredMatrix* matrix : stored) {
+    outputs += matrix->rows;
+    const auto own = code_format(matrix->type);
+    format = own && format ? std::optional(*format | *own) : std::nullopt;
+  }
+  Linear linear(
+      inputs, outputs, dtype,
+      [&](std::int64_t row, float* out) {
+        const RowSource from = source(row);
+        from.matrix->load_row(from.row, out);
+      },
+      arena, std::move(bias));
+  if (format) {
+    linear.keep_codes(
+        *format,
+        [&](std::int64_t row, const CodedRow& out) {
+          const RowSource from = source(row);
+          from.matrix->load_codes(from.row, out);
+        },
+        arena);
+  }
+  return linear;
+}
+
 Linear load_linear(const StoredMatrix& stored, DType dtype, WeightArena& arena) {
-  return Linear(
-      stored.row_elements, stored.rows, dtype,
-      [&](std::int64_t row, float* out) { stored.load_row(row, out); }, arena);
+  return load_linear(
+      {&stored},
+      [&](std::int64_t row) {
+        return RowSource{&stored, row};
+      },
+      dtype, arena);
 }
 
 Linear load_qkv(const Checkpoint& checkpoint, std::int64_t layer, DType dtype, WeightArena& arena) {
@@ -73,23 +114,23 @@ Linear load_qkv(const Checkpoint& checkpoint, std::int64_t layer, DType dtype, W
       bias.insert(bias.end(), part.begin(), part.end());
     }
   }
-  const auto load_row = [&](std::int64_t row, float* out) {
-    if (row < q.rows) return q.load_row(stored_row(row, config), out);
+  const auto source = [&](std::int64_t row) -> RowSource {
+    if (row < q.rows) return {&q, stored_row(row, config)};
     row -= q.rows;
-    if (row < k.rows) return k.load_row(stored_row(row, config), out);
-    v.load_row(row - k.rows, out);
+    if (row < k.rows) return {&k, stored_row(row, config)};
+    return {&v, row - k.rows};
   };
-  return Linear(config.hidden, q.rows + k.rows + v.rows, dtype, load_row, arena, std::move(bias));
+  return load_linear({&q, &k, &v}, source, dtype, arena, std::move(bias));
 }
 
 Linear load_gate_up(const Checkpoint& checkpoint, std::int64_t layer, DType dtype,
                     WeightArena& arena) {
   const StoredMatrix& gate = checkpoint.weight(WeightRole::kGate, layer);
   const StoredMatrix& up = checkpoint.weight(WeightRole::kUp, layer);
-  const auto load_row = [&](std::int64_t row, float* out) {
-    row < gate.rows ? gate.load_row(row, out) : up.load_row(row - gate.rows, out);
+  const auto source = [&](std::int64_t row) {
+    return row < gate.rows ? RowSource{&gate, row} : RowSource{&up, row - gate.rows};
   };
-  return Linear(gate.row_elements, 2 * gate.rows, dtype, load_row, arena);
+  return load_linear({&gate, &up}, source, dtype, arena);
 }
 
 }  // namespace
@@ -132,10 +173,19 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, DType compute)
 }
 
 std::uint64_t Model::weight_bytes() const {
-  std::uint64_t bytes = output_->bytes() + output_norm_.size() * sizeof(float);
+  return sum_weights([](const Linear& linear) { return linear.bytes(); });
+}
+
+std::uint64_t Model::decode_weight_bytes() const {
+  return sum_weights([](const Linear& linear) { return linear.lone_row_bytes(); });
+}
+
+template <class F>
+std::uint64_t Model::sum_weights(F&& bytes_of) const {
+  std::uint64_t bytes = bytes_of(*output_) + output_norm_.size() * sizeof(float);
   for (const Layer& l : layers_) {
     bytes +=
-        l.qkv.bytes() + l.attention_out.bytes() + l.gate_up.bytes() + l.down.bytes() +
+        bytes_of(l.qkv) + bytes_of(l.attention_out) + bytes_of(l.gate_up) + bytes_of(l.down) +
         (l.attention_norm.size() + l.ffn_norm.size() + l.query_norm.size() + l.key_norm.size()) *
             sizeof(float);
   }
@@ -144,8 +194,8 @@ std::uint64_t Model::weight_bytes() const {
 
 void Model::logits(const float* residual, std::int64_t rows, float* logits) const {
   const std::int64_t hidden = config().hidden;
-  // Where a lone row is added up in another order than several, it is computed twice.
-  const bool twice = !output_->lone_rows_equal_others();
+  // Where a lone row is added up in another way than several, the last of them is computed twice.
+  const bool twice = !output_->lone_rows_equal_others() && (rows > 1 || !output_->has_codes());
   HeadsTensor normed(compute_, 1, std::max<std::int64_t>(2, std::min(rows, kLogitRows)), hidden);
   each_tile(rows, kLogitRows, [&](std::int64_t begin, std::int64_t count) {
     each_row(count, [&](std::int64_t r) {

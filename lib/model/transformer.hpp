@@ -54,6 +54,8 @@ class Model {
   DType compute() const { return compute_; }
   /// Bytes of the loaded weights, without the mapped files.
   std::uint64_t weight_bytes() const;
+  /// Those that a decode step reads.
+  std::uint64_t decode_weight_bytes() const;
 
   /// Output norm and vocabulary product of rows of the residual stream after the last layer:
   /// residual [rows, hidden], logits [rows, vocabulary]. The logits of a row do not depend, bit for
@@ -73,6 +75,9 @@ class Model {
     Linear down;                        // ffn -> hidden
   };
 
+  template <class F>
+  std::uint64_t sum_weights(F&& bytes_of) const;
+
   std::shared_ptr<const Checkpoint> checkpoint_;
   DType compute_;
   WeightArena arena_;
@@ -81,9 +86,10 @@ class Model {
   std::unique_ptr<const Linear> output_;  // hidden -> vocabulary
 };
 
-/// Bytes that Model will allocate for the weights of a file: every parameter once in `compute`,
-/// without the input embedding, which stays in the mapped file. Layouts of oneDNN may pad small
-/// matrices, so that weight_bytes() is a little larger.
+/// Bytes that Model will allocate for the weights of a file at least: every parameter once in
+/// `compute`, without the input embedding, which stays in the mapped file. Layouts of oneDNN may
+/// pad small matrices, and quantised weights in bf16 are kept once more as integers for decode
+/// steps, of 0.75 (4 bits) to 1.25 bytes each.
 std::uint64_t estimated_weight_bytes(const ModelConfig& config, DType compute);
 /// Bytes of the KV cache of a session with this capacity.
 std::uint64_t kv_cache_bytes(const ModelConfig& config, DType compute, std::int64_t capacity);

@@ -10,7 +10,8 @@
 /// The distribution over key blocks of the last queries (sketchwalk.md section 5, step 2), kept up
 /// to date token by token. The keys of finished pools never change, so each query of the window
 /// keeps the exponentials of its logits with them, summed for each block; a step costs one query
-/// against all pools and all queries against the newest pool.
+/// against all pools and all queries against the newest pool. Reading these tables takes most of a
+/// step, so they are stored in f32 (relative error 2^-24); all arithmetic is fp64.
 namespace sw {
 
 class QueryWindow {
@@ -22,29 +23,34 @@ class QueryWindow {
   /// Keys seen so far.
   std::int64_t tokens() const { return keys_.tokens(); }
   /// Appends the keys [kv_heads, count, dim] of the next tokens.
-  void add_keys(const HeadsView& k);
+  void add_keys(const HeadsView& k, const Backend& backend);
   /// Appends queries [heads, count, dim], of which the last `size` are kept.
-  void add_queries(const HeadsView& q);
+  void add_queries(const HeadsView& q, const Backend& backend);
   /// Softmax over the pools of each head and query of the window, summed within blocks and over
   /// heads and queries, and normalised to sum 1: [key blocks]. At least one key and one query.
-  std::vector<double> block_row() const;
+  std::vector<double> block_row(const Backend& backend) const;
 
  private:
-  static constexpr std::int64_t kLanes = 16;  // pools whose sketches lie interleaved
-
-  /// One query of one head: its sketch, and its softmax over the finished pools as the largest
-  /// logit, and the sums of exp(logit - largest) in each block and in all of them.
-  struct Query {
-    std::vector<double> sketch;
-    double largest;
-    double total;
-    std::vector<double> blocks;
+  /// The window of one head, a column or an entry for each query: its sketch, and its softmax over
+  /// the finished pools as the largest logit and the sums of exp(logit - largest) in each block and
+  /// in all of them.
+  struct Head {
+    std::vector<float> sketches;  // [sketch dim, size]
+    std::vector<double> largest;  // [size]
+    std::vector<double> total;    // [size]
+    std::vector<float> blocks;    // [size, block_capacity_]
+  };
+  /// What one more key makes of the softmax of each query: the largest logit, what the sums so far
+  /// are to be multiplied with, and the key's own term.
+  struct Joined {
+    std::vector<double> largest, shrink, value;
   };
 
-  double logit(const Query& query, const double* key) const;
-  void finish_pools(std::int64_t end);
-  void score_finished(std::int64_t kv_head, Query& query) const;
-  static void add_logit(Query& query, std::int64_t block, double logit);
+  Joined join(const Head& head, const std::vector<double>& key, const Backend& backend) const;
+  void finish_pools(std::int64_t end, const Backend& backend);
+  void add_query(Head& head, std::int64_t slot, std::int64_t kv_head, const double* x,
+                 const Backend& backend) const;
+  void reserve(std::int64_t pools);
   std::vector<double> key_sketch(std::int64_t kv_head, std::int64_t pool) const;
 
   SketchParams params_;
@@ -54,10 +60,13 @@ class QueryWindow {
   std::int64_t pools_per_block_;
   TokenPools keys_;
   std::int64_t finished_ = 0;  // pools before the newest one
-  // A KV head: sketches of the finished pools, [groups, sketch dim, kLanes].
-  std::vector<std::vector<double>> finished_keys_;
-  std::int64_t next_ = 0;                    // slot of the next query
-  std::vector<std::vector<Query>> queries_;  // [heads][at most size]
+  std::int64_t pool_capacity_ = 0;
+  std::int64_t block_capacity_ = 0;
+  // A KV head: sketches of the finished pools, [sketch dim, pool_capacity_].
+  std::vector<std::vector<float>> finished_keys_;
+  std::int64_t queries_ = 0;  // in the window
+  std::int64_t next_ = 0;     // slot of the next query
+  std::vector<Head> heads_;
 };
 
 }  // namespace sw

@@ -124,25 +124,32 @@ struct SketchWalkOptions {
 
 /// A transition matrix of which a decode step changes one row and one column. Rows are scaled when
 /// they are read, so that normalising them after a change of the column does not touch them.
+/// Reading them takes most of a step, so they are stored in f32 (relative error 2^-24).
 class StepMatrix {
  public:
-  explicit StepMatrix(Matrix values) : values_(std::move(values)) { read_rows_as_stored(); }
+  explicit StepMatrix(const Matrix& values) {
+    resize(values.rows());
+    for (std::int64_t i = 0; i < rows_; ++i) {
+      std::copy(values.row(i).begin(), values.row(i).end(), row(i));
+      sum_[i] = stored_sum(i);
+    }
+  }
 
-  /// Step 3 of section 5: mixes `row` into row and column c = row.size() - 1 by the share alpha,
-  /// after new blocks, whose rows start as `row`.
-  void mix(const std::vector<double>& row, double alpha) {
-    const std::int64_t b = std::ssize(row);
-    const std::int64_t c = b - 1;
-    if (values_.rows() < b) grow(row);
-    for (std::int64_t j = 0; j < b; ++j) {
-      values_(c, j) = (1.0 - alpha) * scale_[c] * values_(c, j) + alpha * row[j];
+  /// Step 3 of section 5: mixes `a` into row and column c = a.size() - 1 by the share alpha, after
+  /// new blocks, whose rows start as `a`.
+  void mix(const std::vector<double>& a, double alpha) {
+    if (rows_ < std::ssize(a)) grow(a);
+    const std::int64_t c = rows_ - 1;
+    float* last = row(c);
+    for (std::int64_t j = 0; j < rows_; ++j) {
+      last[j] = static_cast<float>((1.0 - alpha) * scale_[c] * last[j] + alpha * a[j]);
     }
     normalize(c);
-    for (std::int64_t i = 0; i < b; ++i) {
-      const double old = scale_[i] * values_(i, c);
-      const double mixed = (1.0 - alpha) * old + alpha * row[i];
-      values_(i, c) = mixed / scale_[i];
-      const double total = sum_[i] - old + mixed;
+    for (std::int64_t i = 0; i < rows_; ++i) {
+      float& entry = row(i)[c];
+      const double old = scale_[i] * entry;
+      entry = static_cast<float>(((1.0 - alpha) * old + alpha * a[i]) / scale_[i]);
+      const double total = sum_[i] - old + scale_[i] * entry;
       if (total < 0.5 * sum_[i]) {
         normalize(i);  // the difference would lose too many digits
       } else {
@@ -153,49 +160,53 @@ class StepMatrix {
   }
 
   /// x times the matrix.
-  std::vector<double> times(const std::vector<double>& x) const {
-    constexpr std::int64_t kColumns = 64;
-    const std::int64_t b = std::ssize(x);
-    std::vector<double> product(x.size(), 0.0);
-    parallel_for((b + kColumns - 1) / kColumns, [&](std::int64_t tile, int) {
-      const std::int64_t end = std::min(b, (tile + 1) * kColumns);
-      for (std::int64_t i = 0; i < b; ++i) {
-        const double factor = x[i] * scale_[i];
-        const double* from = values_.row(i).data();
-        for (std::int64_t j = tile * kColumns; j < end; ++j) product[j] += factor * from[j];
-      }
+  std::vector<double> times(const std::vector<double>& x, const Backend& backend) const {
+    constexpr std::int64_t kColumns = 256;  // of one thread at a time
+    std::vector<double> factors(x.size());
+    for (std::size_t i = 0; i < x.size(); ++i) factors[i] = x[i] * scale_[i];
+    std::vector<double> product(static_cast<std::size_t>(stride_), 0.0);
+    parallel_for((stride_ + kColumns - 1) / kColumns, [&](std::int64_t tile, int) {
+      const std::int64_t begin = tile * kColumns;
+      const auto count = static_cast<std::size_t>(std::min(kColumns, stride_ - begin));
+      backend.add_row_product(factors, values_.data() + begin, stride_,
+                              {product.data() + begin, count});
     });
+    product.resize(x.size());
     return product;
   }
 
  private:
-  double stored_sum(std::int64_t i) const {
-    const std::span<const double> row = values_.row(i);
-    return std::accumulate(row.begin(), row.end(), 0.0);
-  }
+  float* row(std::int64_t i) { return values_.data() + i * stride_; }
+  double stored_sum(std::int64_t i) { return std::accumulate(row(i), row(i) + rows_, 0.0); }
   void normalize(std::int64_t i) {
     scale_[i] = 1.0 / stored_sum(i);
     sum_[i] = 1.0;
   }
-  void read_rows_as_stored() {
-    scale_.assign(static_cast<std::size_t>(values_.rows()), 1.0);
-    sum_.resize(scale_.size());
-    for (std::int64_t i = 0; i < values_.rows(); ++i) sum_[i] = stored_sum(i);
+  void resize(std::int64_t rows) {
+    rows_ = rows;
+    stride_ = (rows + 15) / 16 * 16;  // a cache line
+    values_.assign(static_cast<std::size_t>(rows * stride_), 0.0f);
+    scale_.resize(static_cast<std::size_t>(rows), 1.0);
+    sum_.resize(static_cast<std::size_t>(rows));
   }
-  void grow(const std::vector<double>& row) {
-    Matrix grown(std::ssize(row), std::ssize(row));
-    for (std::int64_t i = 0; i < grown.rows(); ++i) {
-      if (i >= values_.rows()) {
-        std::copy(row.begin(), row.end(), grown.row(i).begin());
-        continue;
+  void grow(const std::vector<double>& a) {
+    const std::vector<float> old = std::move(values_);
+    const std::int64_t old_rows = rows_;
+    const std::int64_t old_stride = stride_;
+    resize(std::ssize(a));
+    for (std::int64_t i = 0; i < rows_; ++i) {
+      if (i < old_rows) {
+        std::copy_n(old.begin() + i * old_stride, old_rows, row(i));
+      } else {
+        std::copy(a.begin(), a.end(), row(i));
+        sum_[i] = stored_sum(i);
       }
-      for (std::int64_t j = 0; j < values_.cols(); ++j) grown(i, j) = scale_[i] * values_(i, j);
     }
-    values_ = std::move(grown);
-    read_rows_as_stored();
   }
 
-  Matrix values_;
+  std::int64_t rows_ = 0;
+  std::int64_t stride_ = 0;
+  std::vector<float> values_;
   std::vector<double> scale_;  // of each row
   std::vector<double> sum_;    // of each row when it is read
 };
@@ -308,10 +319,10 @@ BlockScores SketchWalkPolicy::score_prefill(const ScoreContext& context, WalkSta
   if (params.aggregation == Aggregation::kPerHead) {
     QueryWindow window(params, problem.layer, problem.num_heads(), problem.num_kv_heads(),
                        problem.head_dim(), options_.query_window);
-    window.add_keys(problem.k);
-    window.add_queries(problem.q);
-    cache->value = std::make_shared<QueryWindowCache>(
-        QueryWindowCache{StepMatrix(std::move(a)), std::move(window)});
+    window.add_keys(problem.k, context.backend);
+    window.add_queries(problem.q, context.backend);
+    cache->value =
+        std::make_shared<QueryWindowCache>(QueryWindowCache{StepMatrix(a), std::move(window)});
     return scores;
   }
   TokenPools keys(problem.num_kv_heads(), problem.head_dim(), params.tokens_per_key());
@@ -345,7 +356,9 @@ BlockScores SketchWalkPolicy::score_decode(const ScoreContext& context, WalkStat
     auto& state = *std::any_cast<std::shared_ptr<QueryWindowCache>&>(cache.value);
     const std::vector<double> row = update_query_window(context, params, state);
     const StageTimer timer(context.times, Stage::kWalk);
-    const auto times = [&](const std::vector<double>& x) { return state.transition.times(x); };
+    const auto times = [&](const std::vector<double>& x) {
+      return state.transition.times(x, context.backend);
+    };
     score = walk_row(row, times, walk);
   } else {
     auto& state = *std::any_cast<std::shared_ptr<BlockMeanCache>&>(cache.value);
@@ -372,11 +385,14 @@ std::vector<double> SketchWalkPolicy::update_query_window(const ScoreContext& co
   const AttentionProblem& problem = context.problem;
   {
     const StageTimer timer(context.times, Stage::kPool);
-    cache.window.add_keys(problem.k.tokens_slice(cache.window.tokens(), problem.tokens()));
-    if ((problem.tokens() - 1) % options_.query_stride == 0) cache.window.add_queries(problem.q);
+    cache.window.add_keys(problem.k.tokens_slice(cache.window.tokens(), problem.tokens()),
+                          context.backend);
+    if ((problem.tokens() - 1) % options_.query_stride == 0) {
+      cache.window.add_queries(problem.q, context.backend);
+    }
   }
   const StageTimer timer(context.times, Stage::kSketch);
-  std::vector<double> row = cache.window.block_row();
+  std::vector<double> row = cache.window.block_row(context.backend);
   if (options_.walk == Walk::kNone) return row;
   const std::int64_t step = (problem.tokens() - 1) % params.block;
   cache.transition.mix(row, 1.0 / static_cast<double>(step + 1));

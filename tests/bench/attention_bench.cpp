@@ -256,6 +256,63 @@ void decode(benchmark::State& state, const Shape& shape, const std::string& isa,
   state.counters["us/layer"] = 1e6 * watch.wall() / count;
 }
 
+/// Decode steps with sketchwalk at 20%, over as many layers as make 192 MiB: selection and
+/// attention.
+void decode_step(benchmark::State& state, const Shape& shape, const std::string& isa, DType dtype) {
+  Shape all = shape;
+  all.tokens += state.max_iterations + 1;
+  const auto layer_bytes = static_cast<double>(2 * all.kv_heads * all.dim * all.tokens) *
+                           static_cast<double>(dtype_size(dtype));
+  const auto backend = make_cpu_backend(isa);
+  const auto policy = make_policy("sketchwalk", 0);
+  std::vector<Layer> layers;
+  std::vector<DecodeCache> caches;
+  for (double bytes = 0.0; bytes < 192.0 * (1 << 20); bytes += layer_bytes) {
+    layers.emplace_back(all, dtype, all.tokens, layers.size());
+    AttentionProblem problem = layers.back().problem();
+    for (HeadsView* x : {&problem.q, &problem.k, &problem.v}) {
+      *x = x->tokens_slice(0, shape.tokens);
+    }
+    WalkState walk;
+    caches.emplace_back();
+    policy->score_prefill({problem, *backend, problem.geometry(64)}, walk, &caches.back());
+  }
+  AttentionOutput output;
+  StageTimes times;
+  Stopwatch watch;
+  std::int64_t tokens = shape.tokens;
+  for (auto _ : state) {
+    ++tokens;
+    watch.time([&] {
+      WalkState walk;
+      for (std::size_t i = 0; i < layers.size(); ++i) {
+        AttentionProblem problem = layers[i].problem();
+        problem.q = problem.q.tokens_slice(tokens - 1, tokens);
+        problem.k = problem.k.tokens_slice(0, tokens);
+        problem.v = problem.v.tokens_slice(0, tokens);
+        const BlockGeometry geometry = problem.geometry(64);
+        const BlockScores scores =
+            policy->score_decode({problem, *backend, geometry, nullptr, &times}, walk, caches[i]);
+        BlockSelection selection;
+        {
+          const StageTimer timer(&times, Stage::kSelect);
+          selection = select_blocks(scores, geometry, policy->budget(), 0.2, Phase::kDecode);
+        }
+        const StageTimer timer(&times, Stage::kAttention);
+        backend->attend(problem, selection, output);
+      }
+    });
+  }
+  const auto count = static_cast<double>(layers.size());
+  const auto steps = static_cast<double>(state.iterations());
+  state.counters["us/layer"] = 1e6 * watch.wall() / count;
+  state.counters["cpu_us/layer"] = 1e6 * watch.cpu() / count;
+  for (int i = 0; i < kNumStages; ++i) {
+    state.counters[std::string(kStageNames[static_cast<std::size_t>(i)]) + "_us"] =
+        1e6 * times.seconds[static_cast<std::size_t>(i)] / count / steps;
+  }
+}
+
 void selection(benchmark::State& state, const Shape& shape, const std::string& isa, DType dtype,
                const std::string& spec) {
   const Layer layer(shape, dtype, shape.tokens, 1);
@@ -339,6 +396,12 @@ const bool registered = [] {
           add("decode" + tail + shape.name() + percent(density),
               [=](benchmark::State& state) { decode(state, shape, isa, dtype, density); });
         }
+        benchmark::RegisterBenchmark(
+            ("decode_step" + tail + shape.name()).c_str(),
+            [=](benchmark::State& state) { decode_step(state, shape, isa, dtype); })
+            ->Unit(benchmark::kMillisecond)
+            ->UseRealTime()
+            ->Iterations(48);
       }
       const Shape& shape = prefill_shapes[0];
       add("block_masses" + tail + shape.name(),

@@ -230,7 +230,7 @@ void decode(benchmark::State& state, const std::string& name, const std::string&
   std::int64_t tokens_read = 0;
   for (const LayerUsage& layer : run.usage().layers) tokens_read += layer.kv_tokens_read;
   const double bytes =
-      static_cast<double>(loaded->model->weight_bytes()) +
+      static_cast<double>(loaded->model->decode_weight_bytes()) +
       static_cast<double>(tokens_read * run.config().head_dim * 2) * sizeof(Bf16) / count;
   state.counters["median_ms"] = 1e3 * median;
   state.counters["tokens/s"] = 1.0 / median;

@@ -273,7 +273,7 @@ TEST_P(CpuPathTest, ReadsNothingBetweenTheRowsOfAStridedTensor) {
 
 /// bf16 arithmetic shows itself by the rounded weights, and is for bf16 tensors alone.
 TEST_P(CpuPathTest, UsesBf16ArithmeticForBf16TensorsOnly) {
-  const bool has_bf16 = std::string(GetParam()) == "avx512_bf16";
+  const bool has_bf16 = std::string(GetParam()).ends_with("_bf16");
   ASSERT_EQ(cpu::find_isa(GetParam()).bf16_tile != nullptr, has_bf16);
   for (const std::int64_t queries : {1, 90}) {
     for (const DType dtype : kTypes) {
@@ -485,7 +485,7 @@ TEST(CpuBackend, SumsPoolsAlikeInEveryInstructionSet) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, CpuPathTest,
-                         ::testing::Values("portable", "avx2", "avx512", "avx512_bf16"),
+                         ::testing::Values("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"),
                          [](const auto& isa) { return std::string(isa.param); });
 
 TEST(CpuBackend, RefusesUnknownInstructionSets) {

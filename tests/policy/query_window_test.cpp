@@ -6,6 +6,8 @@
 
 #include "core/rng.hpp"
 #include "gtest/gtest.h"
+#include "kernels/cpu/backend.hpp"
+#include "kernels/reference/backend.hpp"
 
 // The window, advanced token by token, against the definition computed anew from all keys and
 // queries (sketchwalk.md section 5, steps 1 and 2).
@@ -27,13 +29,19 @@ HeadsTensor random_tensor(std::int64_t heads, std::int64_t tokens, std::uint64_t
   return x;
 }
 
+struct Expected {
+  std::vector<double> row;
+  double largest_terms;  // of a logit: the sum of the magnitudes that are added up
+};
+
 /// Step 2 for the queries [begin, end) over the first `tokens` keys.
-std::vector<double> definition(const HeadsTensor& q, const HeadsTensor& k, std::int64_t begin,
-                               std::int64_t end, std::int64_t tokens, const SketchParams& params) {
+Expected definition(const HeadsTensor& q, const HeadsTensor& k, std::int64_t begin,
+                    std::int64_t end, std::int64_t tokens, const SketchParams& params) {
   const Sketch sketch(params, 0, kDim);
   const std::int64_t pool = params.tokens_per_key();
   const std::int64_t pools = (tokens + pool - 1) / pool;
   std::vector<double> row(static_cast<std::size_t>((tokens + params.block - 1) / params.block));
+  double largest_terms = 0.0;
   for (std::int64_t h = 0; h < kHeads; ++h) {
     for (std::int64_t t = begin; t < end; ++t) {
       const std::vector<double> query(q.row<float>(h, t), q.row<float>(h, t) + kDim);
@@ -53,7 +61,12 @@ std::vector<double> definition(const HeadsTensor& q, const HeadsTensor& k, std::
         }
         sketch.apply(mean.data(), yk.data());
         double dot = 0.0;
-        for (std::size_t i = 0; i < yq.size(); ++i) dot += yq[i] * yk[i];
+        double terms = 0.0;
+        for (std::size_t i = 0; i < yq.size(); ++i) {
+          dot += yq[i] * yk[i];
+          terms += std::fabs(yq[i] * yk[i]);
+        }
+        largest_terms = std::max(largest_terms, terms * sketch.logit_scale() / params.temperature);
         logits.push_back(dot * sketch.logit_scale() / params.temperature);
       }
       const double largest = *std::max_element(logits.begin(), logits.end());
@@ -67,36 +80,47 @@ std::vector<double> definition(const HeadsTensor& q, const HeadsTensor& k, std::
   double total = 0.0;
   for (const double x : row) total += x;
   for (double& x : row) x /= total;
-  return row;
+  return {row, largest_terms};
 }
 
 /// A prefill of `first` tokens, then one token at a time, or `stride` keys at once.
-void check(const SketchParams& params, double size, std::int64_t first, std::int64_t stride = 1) {
-  constexpr std::int64_t kTokens = 61;
+void check(const SketchParams& params, double size, std::int64_t first, std::int64_t stride,
+           const Backend& backend) {
+  constexpr std::int64_t kTokens = 161;
   constexpr std::int64_t kWindow = 5;
   const HeadsTensor q = random_tensor(kHeads, kTokens, 1, 1.0);
   const HeadsTensor k = random_tensor(kKvHeads, kTokens, 2, size);
   QueryWindow window(params, 0, kHeads, kKvHeads, kDim, kWindow);
-  window.add_keys(k.view().tokens_slice(0, first));
-  window.add_queries(q.view().tokens_slice(0, first));
+  window.add_keys(k.view().tokens_slice(0, first), backend);
+  window.add_queries(q.view().tokens_slice(0, first), backend);
   std::int64_t queries = first;
   for (std::int64_t n = first;; n = std::min(kTokens, n + stride)) {
     if (n > first) {
-      window.add_keys(k.view().tokens_slice(window.tokens(), n));
-      window.add_queries(q.view().tokens_slice(queries, n));
+      window.add_keys(k.view().tokens_slice(window.tokens(), n), backend);
+      window.add_queries(q.view().tokens_slice(queries, n), backend);
       queries = n;
     }
     ASSERT_EQ(window.tokens(), n);
-    const std::vector<double> got = window.block_row();
-    const std::vector<double> expected =
+    const std::vector<double> got = window.block_row(backend);
+    const auto [expected, largest_terms] =
         definition(q, k, std::max<std::int64_t>(0, queries - kWindow), queries, n, params);
     ASSERT_EQ(got.size(), expected.size());
-    // Logits up to `size` 1e2 in double, exponentiated: their rounding times a small factor.
+    // Both factors of a logit and each exponential are stored with a relative error of 2^-24; an
+    // error of all logits by e at most changes a share of the softmax by the factor e^(2 e). Shares
+    // below the range of f32 count as zero.
+    const double tolerance = std::expm1(4.0 * 0x1p-24 * largest_terms) + 0x1p-24 + 1e-12;
     for (std::size_t j = 0; j < got.size(); ++j) {
-      ASSERT_NEAR(got[j], expected[j], 1e-12 * (1.0 + size)) << "block " << j << " of " << n;
+      ASSERT_NEAR(got[j], expected[j], tolerance * expected[j] + 0x1p-120)
+          << "block " << j << " of " << n;
     }
     if (n == kTokens) return;
   }
+}
+
+/// With the plain loops of the base class, and with those of this CPU.
+void check(const SketchParams& params, double size, std::int64_t first, std::int64_t stride = 1) {
+  check(params, size, first, stride, *make_reference_backend());
+  check(params, size, first, stride, *make_cpu_backend());
 }
 
 SketchParams small_blocks() {
