@@ -222,15 +222,15 @@ void block_masses(benchmark::State& state, const Shape& shape, const std::string
          "of_gemm", gemm(dtype));
 }
 
-/// One query token against caches of as many layers as make 192 MiB, one after the other, as in a
-/// model; blocks spread evenly at `density`.
+/// One query token against caches of as many layers as make it read 128 MiB, one after the other,
+/// as in a model; blocks spread evenly at `density`.
 void decode(benchmark::State& state, const Shape& shape, const std::string& isa, DType dtype,
             double density) {
   const double bytes_per_token = 2.0 * static_cast<double>(shape.kv_heads * shape.dim) *
                                  static_cast<double>(dtype_size(dtype));
   const double layer_bytes = bytes_per_token * static_cast<double>(shape.tokens);
   std::vector<Layer> layers;
-  for (double bytes = 0.0; bytes < 192.0 * (1 << 20); bytes += layer_bytes) {
+  for (double bytes = 0.0; bytes < 128.0 * (1 << 20); bytes += density * layer_bytes) {
     layers.emplace_back(shape, dtype, 1, layers.size());
   }
   const BlockGeometry geometry = layers.front().problem().geometry(64);
@@ -267,7 +267,7 @@ void decode_step(benchmark::State& state, const Shape& shape, const std::string&
   const auto policy = make_policy("sketchwalk", 0);
   std::vector<Layer> layers;
   std::vector<DecodeCache> caches;
-  for (double bytes = 0.0; bytes < 192.0 * (1 << 20); bytes += layer_bytes) {
+  for (double bytes = 0.0; bytes < 256.0 * (1 << 20); bytes += layer_bytes) {
     layers.emplace_back(all, dtype, all.tokens, layers.size());
     AttentionProblem problem = layers.back().problem();
     for (HeadsView* x : {&problem.q, &problem.k, &problem.v}) {
