@@ -80,7 +80,7 @@ std::array<std::vector<double>, kLanes> resample(
   for (std::size_t lane = 0; lane < series.size(); ++lane) {
     means[lane].resize(static_cast<std::size_t>(resamples));
   }
-  constexpr std::size_t kMostKept = std::size_t{1} << 24;  // 64 MiB a thread
+  constexpr std::size_t kMostKept = std::size_t{1} << 23;  // 32 MiB a thread
   thread_local KeptDraws kept;
   const bool keep = inputs * most <= kMostKept / static_cast<std::size_t>(resamples);
   if (keep) kept.prepare(sizes, resamples, seed);
