@@ -434,6 +434,7 @@ class TraceEvaluation::State {
     }
     for (std::size_t d = 0; d < method.prefill_cells.size(); ++d) {
       evaluate_cell(site, method, scores, method.densities[d], cells_[method.prefill_cells[d]]);
+      advance_(0, method.main.policy->name());  // whoever wants to stop need not wait for all
     }
   }
 
