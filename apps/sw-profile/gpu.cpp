@@ -90,10 +90,10 @@ class GpuProfile {
         element_(dtype_ == DType::kBf16 ? cuda::Element::kBf16 : cuda::Element::kF16),
         policy_(make_policy(options.grid.method, seed)),
         form_(sketchwalk_form(options.grid.method, seed)) {
-    if (!form_) {
+    if (!form_ || form_->granularity != Granularity::kLayer || form_->query_stride != 1) {
       throw Error(ErrorKind::kUnsupported,
                   "sw-profile gpu has no device pipeline for '" + options.grid.method + "'",
-                  "it times sketchwalk in any of its forms; sw-profile cpu times all methods");
+                  "it times sketchwalk in its published forms; sw-profile cpu times all methods");
     }
   }
 

@@ -80,7 +80,7 @@ void RowAttention::visit(const HeadsView& k, const HeadsView& v, std::int64_t kv
                          const KeyRange& keys) {
   const bool output = v.heads > 0;
   // Rows that already lie as Tile::k wants them stay where they are.
-  const bool in_place = k.dtype == kernel_->element && k.token_stride == dim_ && dim_ == even_dim_;
+  const bool in_place = k.dtype == kernel_->element && k.token_stride == dim_ && dim_ == padded_dim_;
   for (std::int64_t begin = keys.begin; begin < keys.end; begin += kTileKeys) {
     const std::int64_t end = std::min(begin + kTileKeys, keys.end);
     const TokenRows key_rows = rows_of(k, kv_head, begin, end - begin);

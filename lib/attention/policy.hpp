@@ -18,7 +18,9 @@ namespace sw {
 
 /// What passes from one sparse layer to the next.
 struct WalkState {
-  Matrix matrix;  ///< prefill: S or R of the layer before; empty at the first sparse layer
+  /// Prefill: S or R of the layer before, one row set below the other; empty at the first sparse
+  /// layer.
+  Matrix matrix;
   std::vector<double> row;  ///< decode step: R[c, :] of the layer before (preset `preprint`)
 };
 

@@ -47,15 +47,14 @@ std::optional<std::array<std::string, kNumVariants>> attribution_specs(const Pol
   const Changes no_walk = {{"walk", "none"}};
   const Changes exact = {{"sketch", "exact"}, {"walk", "none"}};
   // Dividing by it turns the scale of exact scores, 1 / sqrt(d'), into that of attention.
-  const double natural = std::sqrt(static_cast<double>(head_dim) /
-                                   static_cast<double>(next_power_of_two(head_dim)));
-  const MethodSpec pooled =
-      changed(changed(spec, exact), {{"hadamard", "unbiased"},
-                                     {"temperature", format_double(natural)},
-                                     {"causal_sketch", "true"},
-                                     {"aggregation", "per_head"},
-                                     {"sharpness", "1"},
-                                     {"normalize_walk", "true"}});
+  const double natural =
+      std::sqrt(static_cast<double>(head_dim) / static_cast<double>(next_power_of_two(head_dim)));
+  const MethodSpec pooled = changed(changed(spec, exact), {{"hadamard", "unbiased"},
+                                                           {"temperature", format_double(natural)},
+                                                           {"causal_sketch", "true"},
+                                                           {"aggregation", "per_head"},
+                                                           {"sharpness", "1"},
+                                                           {"normalize_walk", "true"}});
   const bool head_mean = method.aggregation == SketchParams::Aggregation::kHeadMean;
   std::array<std::string, kNumVariants> specs;
   const auto set = [&](Variant variant, const MethodSpec& value) {
@@ -67,10 +66,9 @@ std::optional<std::array<std::string, kNumVariants>> attribution_specs(const Pol
   set(Variant::kTemperature,
       changed(pooled, {{"hadamard", method.unbiased ? "unbiased" : "unnormalized"},
                        {"temperature", format_double(method.temperature)}}));
-  set(Variant::kAggregation,
-      changed(pooled, {{"aggregation", head_mean ? "head_mean" : "per_head"},
-                       {"sharpness", format_double(method.sharpness)},
-                       {"normalize_walk", yes_no(method.normalize)}}));
+  set(Variant::kAggregation, changed(pooled, {{"aggregation", head_mean ? "head_mean" : "per_head"},
+                                              {"sharpness", format_double(method.sharpness)},
+                                              {"normalize_walk", yes_no(method.normalize)}}));
   set(Variant::kExact, changed(spec, exact));
   set(Variant::kSketchOnly, changed(spec, no_walk));
   return specs;
@@ -88,12 +86,13 @@ BlockGrid recall_best_per_head(const BlockMass& mass, const BlockSelection& sele
   return mass_recall(mass, best_selection(mass, of_heads));
 }
 
-BlockScores scores_of_mass(const BlockMass& mass) {
-  BlockScores scores{1, Matrix(mass.rows, mass.cols)};
+BlockScores scores_of_mass(const BlockMass& mass, std::int64_t groups) {
+  BlockScores scores{groups, Matrix(groups * mass.rows, mass.cols)};
+  const std::int64_t set_heads = mass.heads / groups;
   for (std::int64_t h = 0; h < mass.heads; ++h) {
     for (std::int64_t r = 0; r < mass.rows; ++r) {
       const auto row = mass.row(h, r);
-      const auto sum = scores.values.row(r);
+      const auto sum = scores.values.row(h / set_heads * mass.rows + r);
       for (std::size_t j = 0; j < row.size(); ++j) sum[j] += row[j];
     }
   }

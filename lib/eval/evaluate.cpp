@@ -568,7 +568,8 @@ class TraceEvaluation::State {
       std::optional<BlockGrid>& found = recalls[source];
       if (!found && source == kOfMethod) found = recall(site, selection);
       if (!found && source == kOfMass) {
-        found = recall(site, select(site, *method.main.policy, scores_of_mass(site.mass), density));
+        found = recall(site, select(site, *method.main.policy,
+                                    scores_of_mass(site.mass, selection.groups()), density));
       }
       if (!found) {
         found = recall(

@@ -150,8 +150,7 @@ AttributionSummary::Parts loss_of(const CellRecord& cell, std::int64_t layer, st
 }
 
 /// Adds a share of `from` to `to`.
-void add_share(const AttributionSummary::Parts& from, double count,
-               AttributionSummary::Parts& to) {
+void add_share(const AttributionSummary::Parts& from, double count, AttributionSummary::Parts& to) {
   to.total += from.total / count;
   for (std::size_t p = 0; p < kNumLossParts; ++p) to.part[p] += from.part[p] / count;
 }

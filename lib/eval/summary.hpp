@@ -46,7 +46,7 @@ struct LatencySummary {
 /// Where mass is lost on the way from the best selection to the method (Variant). All but the first
 /// are parts of the loss against the best selection of the same size and granularity.
 enum class LossPart {
-  kSharing,       ///< the best selection of each head minus the best one that all heads share
+  kSharing,       ///< the best selection of each head minus the best one at the granularity
   kForced,        ///< keeping sink and window whatever they hold
   kQueryPooling,  ///< mean queries (decode: the window of queries)
   kKeyPooling,    ///< mean keys

@@ -31,6 +31,7 @@ struct SketchWalkOptions {
   double damping = 0.25;
   std::int64_t degree = 3;
   Budget budget;
+  Granularity granularity = Granularity::kLayer;
   std::int64_t dense_layers = 2;
   std::int64_t query_window = 32;
   std::int64_t query_stride = 1;
@@ -67,6 +68,11 @@ struct SketchWalkOptions {
         {{"release", Preset::kRelease}, {"preprint", Preset::kPreprint}, {"tuned", Preset::kTuned}},
         "form whose defaults the other options take: two published ones, and one of "
         "this project");
+    set.add<Granularity>("granularity", granularity,
+                         {{"layer", Granularity::kLayer},
+                          {"kv_head", Granularity::kKvHead},
+                          {"head", Granularity::kHead}},
+                         "what shares one selection, and a walk: each set of heads by itself");
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
     set.add<bool>("sketch", sketch.exact, {{"srht", false}, {"exact", true}},
                   "Hadamard transform of the pooled vectors, or the vectors themselves");
@@ -260,11 +266,31 @@ class SketchWalkPolicy final : public Policy {
   Budget budget() const override { return options_.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState& walk,
-                            DecodeCache* cache) const override;
+                            DecodeCache* cache) const override {
+    auto caches = std::make_shared<std::vector<DecodeCache>>(sets_of(context.problem));
+    BlockScores scores = score_sets(context, walk, [&](const auto& set, auto& state, auto g) {
+      return score_set_prefill(set, state, cache != nullptr ? &(*caches)[g] : nullptr);
+    });
+    if (cache != nullptr) cache->value = std::move(caches);
+    return scores;
+  }
   BlockScores score_decode(const ScoreContext& context, WalkState& walk,
-                           DecodeCache& cache) const override;
+                           DecodeCache& cache) const override {
+    const auto caches = std::any_cast<std::shared_ptr<std::vector<DecodeCache>>>(cache.value);
+    return score_sets(context, walk, [&](const auto& set, auto& state, auto g) {
+      return score_set_decode(set, state, (*caches)[g]);
+    });
+  }
 
  private:
+  std::size_t sets_of(const AttentionProblem& problem) const {
+    return static_cast<std::size_t>(row_sets(options_.granularity, problem));
+  }
+  /// score(context, walk, g) for the heads of each row set g, as if the layer had no others.
+  template <class Score>
+  BlockScores score_sets(const ScoreContext& context, WalkState& walk, const Score& score) const;
+  Matrix score_set_prefill(const ScoreContext& context, WalkState& walk, DecodeCache* cache) const;
+  Matrix score_set_decode(const ScoreContext& context, WalkState& walk, DecodeCache& cache) const;
   SketchParams params_for(const BlockGeometry& geometry) const;
   /// Row c of the transition matrix for the newest query; updates the matrix with it.
   std::vector<double> update_query_window(const ScoreContext& context, const SketchParams& params,
@@ -293,27 +319,82 @@ SketchParams SketchWalkPolicy::params_for(const BlockGeometry& geometry) const {
   return params;
 }
 
-BlockScores SketchWalkPolicy::score_prefill(const ScoreContext& context, WalkState& walk,
-                                            DecodeCache* cache) const {
+/// Rows [begin, end).
+Matrix rows_of(const Matrix& x, std::int64_t begin, std::int64_t end) {
+  Matrix part(end - begin, x.cols());
+  for (std::int64_t i = begin; i < end; ++i) {
+    std::copy(x.row(i).begin(), x.row(i).end(), part.row(i - begin).begin());
+  }
+  return part;
+}
+
+/// One below the other; all have as many rows and columns.
+Matrix stack(const std::vector<Matrix>& parts) {
+  const std::int64_t rows = parts.front().rows();
+  Matrix all(rows * std::ssize(parts), parts.front().cols());
+  for (std::int64_t i = 0; i < all.rows(); ++i) {
+    const auto from = parts[static_cast<std::size_t>(i / rows)].row(i % rows);
+    std::copy(from.begin(), from.end(), all.row(i).begin());
+  }
+  return all;
+}
+
+template <class Score>
+BlockScores SketchWalkPolicy::score_sets(const ScoreContext& context, WalkState& walk,
+                                         const Score& score) const {
+  const AttentionProblem& problem = context.problem;
+  const std::size_t sets = sets_of(problem);
+  if (sets == 1) return {1, score(context, walk, std::size_t{0})};
+  const auto count = static_cast<std::int64_t>(sets);
+  const std::int64_t heads = problem.num_heads() / count;
+  std::vector<Matrix> scores;
+  std::vector<Matrix> matrices;
+  std::vector<double> rows;
+  for (std::int64_t g = 0; g < count; ++g) {
+    const std::int64_t first = g * heads / problem.group();
+    const std::int64_t last = ((g + 1) * heads - 1) / problem.group() + 1;
+    AttentionProblem part = problem;
+    part.q = problem.q.heads_slice(g * heads, (g + 1) * heads);
+    part.k = problem.k.heads_slice(first, last);
+    part.v = problem.v.heads_slice(first, last);
+    WalkState state;
+    if (!walk.matrix.empty()) {
+      const std::int64_t b = walk.matrix.rows() / count;
+      state.matrix = rows_of(walk.matrix, g * b, (g + 1) * b);
+    }
+    const auto row = static_cast<std::ptrdiff_t>(walk.row.size() / sets);
+    state.row.assign(walk.row.begin() + g * row, walk.row.begin() + (g + 1) * row);
+    const ScoreContext set{part, context.backend, context.geometry, nullptr, context.times};
+    scores.push_back(score(set, state, static_cast<std::size_t>(g)));
+    if (!state.matrix.empty()) matrices.push_back(std::move(state.matrix));
+    rows.insert(rows.end(), state.row.begin(), state.row.end());
+  }
+  if (!matrices.empty()) walk.matrix = stack(matrices);
+  walk.row = std::move(rows);
+  return {count, stack(scores)};
+}
+
+Matrix SketchWalkPolicy::score_set_prefill(const ScoreContext& context, WalkState& walk,
+                                           DecodeCache* cache) const {
   const SketchParams params = params_for(context.geometry);
   const AttentionProblem& problem = context.problem;
   Matrix a = context.backend.transition(problem, params, context.times);
-  BlockScores scores;
+  Matrix scores;
   {
     const StageTimer timer(context.times, Stage::kWalk);
     const Matrix* previous = walk.matrix.empty() ? nullptr : &walk.matrix;
     switch (options_.walk) {
       case Walk::kDamped:
-        scores.values = context.backend.damped_walk(a, previous, options_.damping, options_.degree);
+        scores = context.backend.damped_walk(a, previous, options_.damping, options_.degree);
         break;
       case Walk::kProduct:
-        scores.values = context.backend.product_walk(a, previous);
+        scores = context.backend.product_walk(a, previous);
         break;
       case Walk::kNone:
-        scores.values = a;
+        scores = a;
         break;
     }
-    if (options_.walk != Walk::kNone) walk.matrix = scores.values;
+    if (options_.walk != Walk::kNone) walk.matrix = scores;
   }
   if (cache == nullptr) return scores;
   if (params.aggregation == Aggregation::kPerHead) {
@@ -347,8 +428,8 @@ BlockScores SketchWalkPolicy::score_prefill(const ScoreContext& context, WalkSta
   return scores;
 }
 
-BlockScores SketchWalkPolicy::score_decode(const ScoreContext& context, WalkState& walk,
-                                           DecodeCache& cache) const {
+Matrix SketchWalkPolicy::score_set_decode(const ScoreContext& context, WalkState& walk,
+                                          DecodeCache& cache) const {
   const SketchParams params = params_for(context.geometry);
   const std::int64_t c = context.geometry.key_blocks() - 1;
   std::vector<double> score;
@@ -374,8 +455,8 @@ BlockScores SketchWalkPolicy::score_decode(const ScoreContext& context, WalkStat
     };
     score = walk_row({w.row(c).begin(), w.row(c).end()}, times, walk);
   }
-  BlockScores scores{1, Matrix(1, c + 1)};
-  std::copy(score.begin(), score.end(), scores.values.row(0).begin());
+  Matrix scores(1, c + 1);
+  std::copy(score.begin(), score.end(), scores.row(0).begin());
   return scores;
 }
 
@@ -507,8 +588,8 @@ PolicyEntry sketchwalk_entry() {
                               "of sketch, hadamard, temperature, causal_sketch, partial_mean, "
                               "key_pool, walk, forced, query_window and query_stride to exact, "
                               "unbiased, 1.2, true, true, 1, none, sink_block, 16 and 64",
-                              "Le et al., arXiv 2602.07397, and the authors' release", "layer",
-                              defaults.bind().list()};
+                              "Le et al., arXiv 2602.07397, and the authors' release",
+                              "layer, KV head or head", defaults.bind().list()};
           },
           [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
             return std::make_unique<SketchWalkPolicy>(parse_form(spec), seed);
@@ -520,8 +601,9 @@ std::optional<SketchWalkForm> sketchwalk_form(const std::string& text, std::uint
   if (spec.name != "sketchwalk") return std::nullopt;
   SketchWalkOptions options = parse_form(spec);
   options.sketch.seed = seed;
-  return SketchWalkForm{options.sketch, options.walk,   options.damping,
-                        options.degree, options.budget, options.query_window};
+  return SketchWalkForm{options.sketch,       options.walk,       options.damping,
+                        options.degree,       options.budget,     options.query_window,
+                        options.query_stride, options.granularity};
 }
 
 }  // namespace sw

@@ -6,6 +6,7 @@
 
 #include "attention/budget.hpp"
 #include "attention/sketch.hpp"
+#include "policy/head_scores.hpp"
 
 /// The options of a sketchwalk SPEC as values, for code that runs its steps outside of the policy:
 /// GPU pipelines and their profiler.
@@ -23,6 +24,8 @@ struct SketchWalkForm {
   std::int64_t degree = 3;
   Budget budget;
   std::int64_t query_window = 32;
+  std::int64_t query_stride = 1;
+  Granularity granularity = Granularity::kLayer;
 };
 
 /// Nothing when the SPEC names another policy. Throws Error(kUsage) as make_policy() does.

@@ -203,7 +203,7 @@ TEST_F(Evaluate, OracleBoundsEveryMethod) {
 const std::vector<std::string> kAttributed = {
     "sketchwalk", "sketchwalk:preset=preprint,sketch_dim=4",
     "sketchwalk:key_pool=1,causal_sketch=true,temperature=8,walk=none",
-    "sketchwalk:budget=release,key_pool=4"};
+    "sketchwalk:budget=release,key_pool=4", "sketchwalk:granularity=head,preset=tuned"};
 
 TEST_F(Evaluate, AttributionVariantsAreTheMethodsTheyName) {
   for (const std::string& spec : kAttributed) {
@@ -261,8 +261,9 @@ TEST_F(Evaluate, AttributionSumsToTheLossOfEveryLayerAndHead) {
 
 TEST_F(Evaluate, APartThatAMethodDoesNotHaveCostsNothing) {
   // Token keys at the scale of attention, causal, per head, without transform and walk.
-  const auto cells = run({"sketchwalk:key_pool=1,causal_sketch=true,hadamard=unbiased,"
-                          "temperature=1,sketch=exact,walk=none"});
+  const auto cells =
+      run({"sketchwalk:key_pool=1,causal_sketch=true,hadamard=unbiased,"
+           "temperature=1,sketch=exact,walk=none"});
   for (const CellRecord& cell : cells) {
     const auto parts = summarize_cells({&cell, 1}).front().attribution->mean;
     for (std::size_t p = 0; p < kNumLossParts; ++p) {

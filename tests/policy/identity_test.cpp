@@ -208,6 +208,63 @@ TEST_F(IdentityTest, TunedDecodeStepEqualsPrefillOfOneTokenMore) {
   }
 }
 
+// Each row set scores, walks and decodes as a layer that has its heads alone.
+TEST_F(IdentityTest, RowSetsAreLayersOfTheirOwn) {
+  constexpr std::int64_t kHeads = 6, kKvHeads = 2, kTokens = 90, kBlock = 16;
+  for (const std::string options : {"", ",preset=preprint", ",preset=tuned,query_stride=1"}) {
+    for (const std::int64_t sets : {kKvHeads, kHeads}) {
+      SCOPED_TRACE(options + ", " + std::to_string(sets) + " sets");
+      const std::string granularity = sets == kHeads ? "head" : "kv_head";
+      const auto policy = make_policy("sketchwalk:granularity=" + granularity + options, 7);
+      const auto alone = make_policy("sketchwalk:granularity=layer" + options, 7);
+      WalkState walk, step_walk;
+      std::vector<WalkState> alone_walk(sets), alone_step_walk(sets);
+      for (const std::int64_t layer : {2, 3}) {
+        const HeadsTensor q = testing::golden_tensor(5, layer, 0, kHeads, kTokens, 64, 1.0, 1.0);
+        const HeadsTensor k = testing::golden_tensor(5, layer, 1, kKvHeads, kTokens, 64, 1.0, 1.0);
+        const auto problem = [&](std::int64_t begin, std::int64_t end, std::int64_t g,
+                                 std::int64_t of) {
+          const std::int64_t heads = kHeads / of;
+          const std::int64_t kv = std::max<std::int64_t>(1, kKvHeads / of);
+          const HeadsView keys =
+              k.view().heads_slice(g * kKvHeads / of, g * kKvHeads / of + kv).tokens_slice(0, end);
+          return AttentionProblem{
+              q.view().heads_slice(g * heads, (g + 1) * heads).tokens_slice(begin, end), keys, keys,
+              layer};
+        };
+        DecodeCache cache;
+        const AttentionProblem all = problem(0, kTokens - 1, 0, 1);
+        const AttentionProblem step = problem(kTokens - 1, kTokens, 0, 1);
+        const BlockScores prefill =
+            policy->score_prefill({all, *cpu_, all.geometry(kBlock)}, walk, &cache);
+        const BlockScores decode =
+            policy->score_decode({step, *cpu_, step.geometry(kBlock)}, step_walk, cache);
+        ASSERT_EQ(prefill.groups, sets);
+        ASSERT_EQ(decode.groups, sets);
+        for (std::int64_t g = 0; g < sets; ++g) {
+          const AttentionProblem part = problem(0, kTokens - 1, g, sets);
+          const AttentionProblem part_step = problem(kTokens - 1, kTokens, g, sets);
+          DecodeCache own;
+          const Matrix a =
+              alone->score_prefill({part, *cpu_, part.geometry(kBlock)}, alone_walk[g], &own)
+                  .values;
+          const Matrix c = alone
+                               ->score_decode({part_step, *cpu_, part_step.geometry(kBlock)},
+                                              alone_step_walk[g], own)
+                               .values;
+          const std::int64_t rows = a.rows();
+          for (std::int64_t i = 0; i < rows; ++i) {
+            for (std::int64_t j = 0; j < a.cols(); ++j) {
+              ASSERT_EQ(prefill.row(g, i, rows)[j], a(i, j));
+            }
+          }
+          for (std::int64_t j = 0; j < c.cols(); ++j) ASSERT_EQ(decode.row(g, 0, 1)[j], c(0, j));
+        }
+      }
+    }
+  }
+}
+
 TEST_F(IdentityTest, BackendsScoreAlike) {
   for (int trial = 0; trial < 12; ++trial) {
     const RandomProblem p(rng_);
