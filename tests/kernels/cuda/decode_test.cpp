@@ -399,12 +399,13 @@ class Decoding {
     return select_blocks(scores, {batch_.block, batch_.lengths[s] - 1, batch_.lengths[s]},
                          policy_->budget(), density_, Phase::kDecode);
   }
-  /// Relative error of a score: a window query loses at most 2^-11 of each entry, so a logit at
-  /// most temperature-scaled |q| |k| 2^-11, in numerator and denominator; entries of A carry that
-  /// and 2^-11 of their own, and enter with the damping.
+  /// Relative error of a score: a window query and a block mean, which counts from the mean of all
+  /// at the load, lose at most 2^-11 of each entry, so a logit at most twice temperature-scaled
+  /// |q| |k| 2^-11, in numerator and denominator; entries of A carry that and 2^-11 of their own,
+  /// and enter with the damping.
   double tolerance() const {
     const double damping = 0.25;
-    const double logit = std::sqrt(static_cast<double>(std::min(batch_.dim, 128))) /
+    const double logit = 2.0 * std::sqrt(static_cast<double>(std::min(batch_.dim, 128))) /
                          params_.temperature * largest_query_ * largest_key_ * 0x1p-11;
     return (2.0 * logit + 0x1p-11 * damping) / (1.0 - damping) + 0x1p-18;
   }
@@ -440,9 +441,6 @@ class Decoding {
       for (int g = 0; g < batch_.kv_heads; ++g) {
         for (int t = 0; t < batch_.capacity; ++t) {
           batch_.view(batch_.k, s, batch_.capacity).load_row(g, t, row.data());
-          double norm = 0.0;
-          for (const float x : row) norm += static_cast<double>(x) * x;
-          largest_key_ = std::max(largest_key_, std::sqrt(norm));
           if (t >= n) continue;
           for (int i = 0; i < dim; ++i) {
             sums[((static_cast<std::size_t>(s) * batch_.kv_heads + g) * capacity +
@@ -451,6 +449,7 @@ class Decoding {
                  i] += row[i];
           }
         }
+        largest_key_ = std::max(largest_key_, largest_mean(s, g, n));
       }
       const int count = std::min(window, n);
       for (int h = 0; h < heads; ++h) {
@@ -462,13 +461,38 @@ class Decoding {
       }
     }
     largest_query_ = std::sqrt(dim) + 5.0;  // of normal entries: 7 standard deviations
-    // A block's mean is shorter than its longest key.
     a_.emplace(std::span<const float>(a));
     sums_.emplace(std::span<const float>(sums));
     queries_.emplace(std::span<const float>(queries));
     selector_->load(batch_.cache(), {a_->data(), sums_->data(), queries_->data(), capacity},
                     nullptr);
     synchronize(nullptr, "load of the decode state");
+  }
+
+  /// Length of the longest block mean, of whole blocks and while they fill, counted from the mean
+  /// of the means of the first n tokens.
+  double largest_mean(int s, int g, int n) const {
+    const HeadsView keys = batch_.view(batch_.k, s, batch_.capacity);
+    const int block = batch_.block;
+    std::vector<float> row(batch_.dim);
+    std::vector<double> origin(batch_.dim);
+    for (int t = 0; t < n; ++t) {
+      keys.load_row(g, t, row.data());
+      for (int i = 0; i < batch_.dim; ++i) origin[i] += row[i] / ((n + block - 1) / block * block);
+    }
+    std::vector<double> mean;
+    double largest = 0.0;
+    for (int t = 0; t < batch_.capacity; ++t) {
+      if (t % block == 0) mean.assign(batch_.dim, 0.0);
+      keys.load_row(g, t, row.data());
+      double norm = 0.0;
+      for (int i = 0; i < batch_.dim; ++i) {
+        mean[i] += row[i] / block;
+        norm += (mean[i] - origin[i]) * (mean[i] - origin[i]);
+      }
+      largest = std::max(largest, std::sqrt(norm));
+    }
+    return largest;
   }
 
   double density_;

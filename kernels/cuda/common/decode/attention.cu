@@ -3,9 +3,9 @@
 
 #include "core/error.hpp"
 #include "kernels/cuda/common/decode/attention.hpp"
+#include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
-#include "kernels/cuda/common/decode/shared_memory.hpp"
 #include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
 
@@ -30,10 +30,13 @@ struct Arguments {
   float scale_log2;
   float* partial;
   float2* partial_ml;
-  float* carry;
-  float2* carry_ml;
   unsigned* arrivals;
 };
+
+/// kSelected runs in two passes, over the forced blocks and then over the scored ones.
+__device__ inline int passes_of(const Arguments& a) {
+  return a.blocks.kind == DecodeBlocks::Kind::kSelected ? 2 : 1;
+}
 
 /// Shared-memory rings: each warp has its own, with one slice of K and one of V a stage.
 template <int kDim>
@@ -58,45 +61,43 @@ struct Unit {
   int sequence;
   int head;     ///< KV head
   int tokens;   ///< n
-  int entries;  ///< listed blocks
+  int entries;  ///< blocks of this pass
   int token_sink;
-  int sink;          ///< kForced: entries below are the leading blocks
-  int window_begin;  ///< kForced: the first block of the window
-  const std::int32_t* list;
+  const std::int32_t* list;  ///< null: those below, then those from window_begin on
+  int sink;                  ///< leading blocks
+  int window_begin;
 };
 
-__device__ inline Unit load_unit(const Arguments& a, int index) {
+__device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
   using Kind = DecodeBlocks::Kind;
   Unit unit;
   unit.sequence = index / a.units;
   const int head = index % a.units;
   unit.head = head / a.kv_divisor;
   unit.tokens = a.cache.lengths[unit.sequence];
+  unit.entries = (unit.tokens + a.cache.block - 1) / a.cache.block;
   unit.list = nullptr;
   unit.token_sink = 0;
-  unit.sink = 0;
+  unit.sink = unit.entries;
   unit.window_begin = 0;
   const Kind kind = a.blocks.kind;
-  if (kind == Kind::kDense) {
-    unit.entries = (unit.tokens + a.cache.block - 1) / a.cache.block;
-    return unit;
-  }
-  int forced = 0;
-  if (kind != Kind::kList || a.blocks.token_sink) {
-    const DecodePlan plan = decode_plan(a.blocks.budget, unit.tokens, a.cache.block);
+  if (kind == Kind::kDense) return unit;
+  DecodePlan plan;
+  if (kind == Kind::kSelected || a.blocks.token_sink) {
+    plan = decode_plan(a.blocks.budget, unit.tokens, a.cache.block);
     unit.token_sink = plan.token_sink;
     unit.sink = plan.sink;
     unit.window_begin = plan.candidates - plan.window;
-    forced = forced_blocks(plan);
   }
-  if (kind == Kind::kForced) {
+  const int forced = kind == Kind::kSelected ? forced_blocks(plan) : 0;
+  if (kind == Kind::kSelected && pass == 0) {
     unit.entries = forced;
     return unit;
   }
-  if (kind == Kind::kList) forced = 0;
   const DecodeList& list = a.blocks.list;
   const int set = unit.sequence * list.sets + (list.sets == 1 ? 0 : head);
-  unit.entries = list.counts[set] - forced;
+  const bool planned = kind == Kind::kSelected && plan.scored >= 0;
+  unit.entries = planned ? plan.scored : list.counts[set] - forced;
   unit.list = list.blocks + static_cast<std::int64_t>(set) * list.capacity + forced;
   return unit;
 }
@@ -105,6 +106,90 @@ __device__ inline Unit load_unit(const Arguments& a, int index) {
 /// the result.
 __device__ inline int tiles_of(const Unit& unit, int block) {
   return max(1, unit.entries * (block / kTile));
+}
+
+/// How the tiles of all units in one pass are dealt out to the thread blocks: those with one more
+/// than others lie evenly among them.
+struct Deal {
+  int total;
+  int shares;
+  int each;   ///< tiles of a share
+  int extra;  ///< shares with one more
+
+  __device__ int begin(int share) const {
+    return share * each + share * extra / shares;  // below 2^31: shares are some hundreds
+  }
+  __device__ int share_of(int tile) const {
+    int share = static_cast<int>(__fdividef(static_cast<float>(tile), static_cast<float>(total)) *
+                                 static_cast<float>(shares));
+    while (begin(share) > tile) --share;
+    while (begin(share + 1) <= tile) ++share;
+    return share;
+  }
+};
+
+/// Shares that hold tiles of a unit, in one pass.
+struct Parts {
+  int first = 0;
+  int last = -1;
+  __device__ int count() const { return last - first + 1; }
+};
+
+/// The units by lanes of a warp, some neighbouring ones each: tiles of a lane and those before it.
+struct Scan {
+  int per_lane;
+  int mine;
+  int before;
+  Deal deal;
+};
+
+__device__ inline Scan scan_units(const Arguments& a, int pass) {
+  const int lane = threadIdx.x % 32;
+  const int units = a.cache.batch * a.units;
+  Scan scan;
+  scan.per_lane = (units + 31) / 32;
+  scan.mine = 0;
+#pragma unroll 1
+  for (int u = lane * scan.per_lane; u < min((lane + 1) * scan.per_lane, units); ++u) {
+    scan.mine += tiles_of(load_unit(a, pass, u), a.cache.block);
+  }
+  int sum = scan.mine;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int left = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += left;
+  }
+  scan.before = sum - scan.mine;
+  scan.deal.total = __shfl_sync(0xffffffffu, sum, 31);
+  // Where that idles few thread blocks, none gets parts of two units.
+  const int grid = static_cast<int>(gridDim.x);
+  const int aligned = grid / units * units;
+  scan.deal.shares = min(aligned * 10 >= grid * 9 ? aligned : grid, scan.deal.total);
+  scan.deal.each = scan.deal.total / scan.deal.shares;
+  scan.deal.extra = scan.deal.total - scan.deal.each * scan.deal.shares;
+  return scan;
+}
+
+/// The shares of unit `index` in a pass.
+__device__ inline Parts parts_of(const Arguments& a, const Scan& scan, int pass, int index) {
+  const int owner = index / scan.per_lane;
+  int begin = __shfl_sync(0xffffffffu, scan.before, owner);
+  for (int u = owner * scan.per_lane; u < index; ++u) {
+    begin += tiles_of(load_unit(a, pass, u), a.cache.block);
+  }
+  const int tiles = tiles_of(load_unit(a, pass, index), a.cache.block);
+  return {scan.deal.share_of(begin), scan.deal.share_of(begin + tiles - 1)};
+}
+
+/// Where the result of share `share` for a unit lies. A share may hold many whole units, and parts
+/// of two at most: one that it begins with and one that it ends with.
+__device__ inline int slot_of(const Arguments& a, int pass, int unit_index, const Parts& parts,
+                              int share) {
+  const int grid = static_cast<int>(gridDim.x);
+  if (parts.count() == 1) {
+    return passes_of(a) * 2 * grid + pass * a.cache.batch * a.units + unit_index;
+  }
+  return pass * 2 * grid + 2 * share + (share == parts.first ? 1 : 0);
 }
 
 /// Running softmax of 16 rows by one warp, in the layout of the accumulators of the matrix
@@ -228,14 +313,7 @@ class Fetcher {
   /// Starts the copy of the warp's slice of tile `tile` into stage `stage`.
   __device__ void start(int tile, int stage) {
     const int lane = threadIdx.x % 32;
-    const int split = a_.cache.block == kTile ? 0 : 1;  // log2 of the tiles of a block
-    const int entry = tile >> split;
-    if (entry >= batch_end_) load_entries(entry);
-    const int source = entry - (batch_end_ - 32);
-    const int limit = __shfl_sync(0xffffffffu, limit_, source);
-    const std::int64_t offset = __shfl_sync(0xffffffffu, offset_, source);
-    const int within = (tile & split) * kTile + static_cast<int>(threadIdx.x / 32) * kSlice;
-    const int visible = limit - within;  // tokens of the slice, when below 16
+    const auto [offset, within, visible] = locate(tile);
     if (lane == 0) spans_[stage] = visible;
     // Lanes lie along a row, kRows rows at a time. The row's low bits and its steps do not overlap,
     // so the swizzle is an exclusive or with a constant.
@@ -250,8 +328,8 @@ class Fetcher {
     const auto copy = [&](T* shared, const T* global) {
 #pragma unroll
       for (int i = 0; i < kSlice / kRows; ++i) {
-        copy_async_16(shared + i * kRows * kDim + ((swizzle ^ (i * kRows & 7)) << 3), global,
-                      i * kRows + row < visible);
+        copy_async_16_once(shared + i * kRows * kDim + ((swizzle ^ (i * kRows & 7)) << 3), global,
+                           i * kRows + row < visible, policy_);
         global += step;
       }
     };
@@ -260,6 +338,22 @@ class Fetcher {
   }
 
  private:
+  struct Place {
+    std::int64_t offset;  ///< elements from k_ to the block
+    int within;           ///< the slice's first token in it
+    int visible;          ///< tokens of the slice, when below 16
+  };
+
+  __device__ Place locate(int tile) {
+    const int split = a_.cache.block == kTile ? 0 : 1;  // log2 of the tiles of a block
+    const int entry = tile >> split;
+    if (entry >= batch_end_) load_entries(entry);
+    const int source = entry - (batch_end_ - 32);
+    const int within = (tile & split) * kTile + static_cast<int>(threadIdx.x / 32) * kSlice;
+    return {__shfl_sync(0xffffffffu, offset_, source), within,
+            __shfl_sync(0xffffffffu, limit_, source) - within};
+  }
+
   /// Each lane looks up one of 32 entries from `first` on.
   __device__ void load_entries(int first) {
     const int index = first + static_cast<int>(threadIdx.x % 32);
@@ -270,14 +364,15 @@ class Fetcher {
     int j = index;
     int limit = unit_.tokens;
     if (unit_.list != nullptr) {
-      j = unit_.list[index];
+      j = __ldcg(unit_.list + index);
       if (j < 0) {
         j = ~j;
         limit = min(limit, unit_.token_sink);
       }
-    } else if (a_.blocks.kind == DecodeBlocks::Kind::kForced) {
-      j = index < unit_.sink ? index : unit_.window_begin + index - unit_.sink;
+    } else if (index >= unit_.sink) {
+      j = unit_.window_begin + index - unit_.sink;
     }
+    if (j * a_.cache.block >= limit) return;
     limit_ = limit - j * a_.cache.block;
     offset_ =
         a_.cache.pages != nullptr
@@ -289,6 +384,7 @@ class Fetcher {
   const Unit& unit_;
   T* ring_;
   int (&spans_)[Ring<kDim>::kStages];
+  const std::uint64_t policy_ = read_once_policy();
   const T* k_;
   const T* v_;
   int batch_end_ = 0;
@@ -300,17 +396,11 @@ __device__ inline float rescale(float largest, float total_largest) {
   return largest == -INFINITY ? 0.0f : exp2_fast(largest - total_largest);
 }
 
-/// Four neighbouring elements of a row's result: to the output, or kept for the launch that joins
-/// it.
+/// Four neighbouring elements of a row's result to the output.
 template <class T>
 __device__ inline void store_result(const Arguments& a, int unit_index, int row, int column,
                                     int dim, float4 value, float largest, float sum) {
   const std::int64_t at = static_cast<std::int64_t>(unit_index) * a.rows + row;
-  if (a.blocks.kind == DecodeBlocks::Kind::kForced) {
-    *reinterpret_cast<float4*>(a.carry + at * dim + column) = value;
-    if (column == 0) a.carry_ml[at] = make_float2(largest, sum);
-    return;
-  }
   const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
   *reinterpret_cast<uint2*>(static_cast<T*>(a.out) + at * dim + column) =
       make_uint2(pack_pair<T>(value.x * scale, value.y * scale),
@@ -320,42 +410,43 @@ __device__ inline void store_result(const Arguments& a, int unit_index, int row,
   }
 }
 
-/// Joins the parts of a unit in the order of the thread blocks that made them.
+/// Joins the parts of a unit, pass by pass in the order of the thread blocks that made them.
 template <class T, int kDim>
-__device__ void merge_parts(const Arguments& a, int unit_index, int first, int last,
-                            float* shared) {
+__device__ inline void merge_parts(const Arguments& a, int unit_index, const Parts& forced,
+                                   const Parts& others, float* shared) {
   const int lane = threadIdx.x % 32;
-  const std::int64_t carry = static_cast<std::int64_t>(unit_index) * a.rows;
-  const int parts = last - first + 1;
-  const int count = parts + (a.blocks.kind == DecodeBlocks::Kind::kScored ? 1 : 0);
+  const int split = forced.count();
+  const int count = split + others.count();
+  // Parts of a pass lie two slots apart, but for the first.
+  const int forced_slot = slot_of(a, 0, unit_index, forced, forced.first);
+  const int other_slot = slot_of(a, passes_of(a) - 1, unit_index, others, others.first);
+  const auto slot = [&](int part) {
+    const int within = part < split ? part : part - split;
+    return ((part < split ? forced_slot : other_slot) + 2 * within - (within > 0 ? 1 : 0)) * a.rows;
+  };
   float* weights = shared;                 // [count, rows]
   float* sums = weights + count * a.rows;  // [count, rows]
   float* total = sums + count * a.rows;    // [rows, 2]
-  // Part i; the last may be the one carried over from the forced blocks.
-  const auto slot = [&](int part) {
-    return static_cast<std::int64_t>(2 * (first + part) + (part == 0 ? 1 : 0)) * a.rows;
-  };
-  const auto load = [&](int part, int index) {
-    const float* from = part == parts ? a.carry + carry * kDim : a.partial + slot(part) * kDim;
-    return __ldcg(reinterpret_cast<const float4*>(from) + index);
-  };
-  // The first loads of the sums go ahead of the weights, which they do not depend on.
-  constexpr int kBatch = 8;
-  float4 batch[kBatch];
-  const auto load_batch = [&](int part, int index) {
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      batch[k] = part + k < count ? load(part + k, index) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    }
-  };
+  // Each thread's pieces of the parts, as many at a time as there is room for: all, but for very
+  // many heads.
+  const int stage_begin = ((2 * count + 2) * a.rows + 3) / 4;
+  auto* stage = reinterpret_cast<float4*>(shared) + stage_begin + threadIdx.x;
+  const int room = (Ring<kDim>::kBytes / 16 - stage_begin) / kThreads;
   const int indices = a.rows * kDim / 4;
-  if (static_cast<int>(threadIdx.x) < indices) load_batch(0, threadIdx.x);
+  const auto start = [&](int first, int index) {
+#pragma unroll 4
+    for (int part = first; part < min(first + room, count); ++part) {
+      copy_async_16(stage + (part - first) * kThreads,
+                    reinterpret_cast<const float4*>(a.partial + slot(part) * kDim) + index, true);
+    }
+    copy_async_commit();
+  };
+  if (static_cast<int>(threadIdx.x) < indices) start(0, threadIdx.x);
 
   for (int row = threadIdx.x / 32; row < a.rows; row += kWarps) {
     float largest = -INFINITY;
     for (int part = lane; part < count; part += 32) {
-      const float2 ml =
-          __ldcg(part == parts ? a.carry_ml + carry + row : a.partial_ml + slot(part) + row);
+      const float2 ml = __ldcg(a.partial_ml + slot(part) + row);
       weights[part * a.rows + row] = ml.x;
       sums[part * a.rows + row] = ml.y;
       largest = fmaxf(largest, ml.x);
@@ -381,20 +472,40 @@ __device__ void merge_parts(const Arguments& a, int unit_index, int first, int l
   for (int index = threadIdx.x; index < indices; index += kThreads) {
     const int row = index / (kDim / 4);
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (int part = 0; part < count; part += kBatch) {
-      if (part > 0 || index >= kThreads) load_batch(part, index);
-#pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        const float weight = part + k < count ? weights[(part + k) * a.rows + row] : 0.0f;
-        sum.x += batch[k].x * weight;
-        sum.y += batch[k].y * weight;
-        sum.z += batch[k].z * weight;
-        sum.w += batch[k].w * weight;
+    for (int first = 0; first < count; first += room) {
+      if (first > 0 || index >= kThreads) start(first, index);
+      copy_async_wait<0>();
+#pragma unroll 4
+      for (int part = first; part < min(first + room, count); ++part) {
+        const float weight = weights[part * a.rows + row];
+        const float4 piece = stage[(part - first) * kThreads];
+        sum.x += piece.x * weight;
+        sum.y += piece.y * weight;
+        sum.z += piece.z * weight;
+        sum.w += piece.w * weight;
       }
     }
     store_result<T>(a, unit_index, row, index % (kDim / 4) * 4, kDim, sum, total[2 * row],
                     total[2 * row + 1]);
   }
+}
+
+/// Tells that `added` parts of a unit are in global memory; true in the thread block that completes
+/// the `expected` ones.
+__device__ inline bool arrive(const Arguments& a, int unit_index, int added, int expected) {
+  __shared__ bool complete;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    fence_gpu();
+    const auto before = static_cast<int>(atomicAdd(a.arrivals + unit_index, added));
+    complete = before + added == expected;
+    if (complete) {
+      a.arrivals[unit_index] = 0;  // ready for the next launch
+      fence_gpu();
+    }
+  }
+  __syncthreads();
+  return complete;
 }
 
 template <class T, int kDim>
@@ -404,144 +515,169 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   __shared__ int spans[kWarps][kStages];
   __shared__ float2 warp_ml[kWarps][16];
-  __shared__ unsigned arrived;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   T* ring = reinterpret_cast<T*>(shared_bytes) + warp * kStages * 2 * Ring<kDim>::kSliceElements;
   float* shared = reinterpret_cast<float*>(shared_bytes);
-
-  // This thread block's share of the tiles of all units, and the unit that it starts in.
-  const int units = a.cache.batch * a.units;
-  const int block = a.cache.block;
-  const int per_lane = (units + 31) / 32;
-  int mine = 0;
-#pragma unroll 1
-  for (int u = lane * per_lane; u < min((lane + 1) * per_lane, units); ++u) {
-    mine += tiles_of(load_unit(a, u), block);
-  }
-  int scan = mine;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const int left = __shfl_up_sync(0xffffffffu, scan, offset);
-    if (lane >= offset) scan += left;
-  }
-  // Thread blocks with one tile more than others lie evenly among them.
-  const int total = __shfl_sync(0xffffffffu, scan, 31);
-  const int shares = min(static_cast<int>(gridDim.x), total);
   const int share = static_cast<int>(blockIdx.x);
-  if (share >= shares) return;
-  int begin = static_cast<int>(static_cast<unsigned long long>(share) * total / shares);
-  const int end = static_cast<int>(static_cast<unsigned long long>(share + 1) * total / shares);
-  const auto share_of = [&](int tile) {
-    return static_cast<int>((static_cast<unsigned long long>(tile + 1) * shares - 1) / total);
-  };
-  const int owner = __ffs(__ballot_sync(0xffffffffu, scan > begin)) - 1;
-  int unit_begin = __shfl_sync(0xffffffffu, scan - mine, owner);
-  int unit_index = owner * per_lane;
-
-  for (; begin < end; ++unit_index) {
-    const Unit unit = load_unit(a, unit_index);
-    const int tiles = tiles_of(unit, block);
-    if (unit_begin + tiles <= begin) {
-      unit_begin += tiles;
-      continue;
-    }
-    const int first = begin - unit_begin;
-    const int last = min(end - unit_begin, tiles);
-
-    std::uint32_t q[kDim / 16][4];
-    load_query<T, kDim>(a, unit, unit_index, q);
-    Softmax<kDim> state;
-    state.reset();
-    Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
-    // Copies run kStages - 1 tiles ahead.
-    int stage = 0;
+  const int passes = passes_of(a);
+  // Of the first and the last pass: how tiles are dealt out, and which units this share holds.
+  Scan scans[2];
+  int unit_first[2] = {};
+  int unit_last[2] = {-1, -1};
+  int known_unit = -1;  // whose shares in the two passes are these
+  Parts known[2];
 #pragma unroll 1
-    for (int tile = first - (kStages - 1); tile < last; ++tile) {
-      copy_async_wait<kStages - 2>();
-      __syncwarp();
-      const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
-      if (tile + kStages - 1 < last) fetcher.start(tile + kStages - 1, free_stage);
-      copy_async_commit();
-      if (tile >= first) {
-        const int visible = spans[warp][stage];
-        const T* k = ring + stage * 2 * Ring<kDim>::kSliceElements;
-        if (visible > 0) {
-          attend_slice<T, kDim>(state, q, k, k + Ring<kDim>::kSliceElements, visible, a.scale_log2);
+  for (int pass = 0; pass < passes; ++pass) {
+    // Only a threshold leaves the number of scored blocks open.
+    if (pass == 1 && a.blocks.budget.kind == Budget::Kind::kRelease) wait_for_grid_before();
+    const Scan scan = scan_units(a, pass);
+    int begin = share < scan.deal.shares ? scan.deal.begin(share) : 0;
+    const int end = share < scan.deal.shares ? scan.deal.begin(share + 1) : 0;
+    const int owner = __ffs(__ballot_sync(0xffffffffu, scan.before + scan.mine > begin)) - 1;
+    int unit_begin = __shfl_sync(0xffffffffu, scan.before, owner);
+    int unit_index = owner * scan.per_lane;
+
+    for (; begin < end; ++unit_index) {
+      const Unit unit = load_unit(a, pass, unit_index);
+      const int tiles = tiles_of(unit, a.cache.block);
+      if (unit_begin + tiles <= begin) {
+        unit_begin += tiles;
+        continue;
+      }
+      const int first = begin - unit_begin;
+      const int last = min(end - unit_begin, tiles);
+      if (unit_last[1] < 0) unit_first[1] = unit_index;
+      unit_last[1] = unit_index;
+
+      std::uint32_t q[kDim / 16][4];
+      load_query<T, kDim>(a, unit, unit_index, q);
+      Softmax<kDim> state;
+      state.reset();
+      const Parts parts = {scan.deal.share_of(unit_begin),
+                           scan.deal.share_of(unit_begin + tiles - 1)};
+      if (pass + 1 == passes) {
+        let_next_grid_start();
+        known_unit = unit_index;
+        known[1] = parts;
+        if (passes == 2) known[0] = parts_of(a, scans[0], 0, unit_index);
+      }
+      if (pass == 1) wait_for_grid_before();
+      Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
+      // Copies run kStages - 1 tiles ahead; beside a selection one, which is enough to keep memory
+      // busy: what queues up beyond that, the selection's loads would have to wait for.
+      const int ahead = pass + 1 < passes ? 1 : kStages - 1;
+      int stage = 0;
+      int next_stage = 0;
+#pragma unroll 1
+      for (int tile = first - ahead; tile < last; ++tile) {
+        if (ahead == 1) {
+          copy_async_wait<0>();
+        } else {
+          copy_async_wait<kStages - 2>();
+        }
+        __syncwarp();
+        if (tile + ahead < last) fetcher.start(tile + ahead, next_stage);
+        next_stage = next_stage + 1 == kStages ? 0 : next_stage + 1;
+        copy_async_commit();
+        if (tile >= first) {
+          const int visible = spans[warp][stage];
+          const T* k = ring + stage * 2 * Ring<kDim>::kSliceElements;
+          if (visible > 0) {
+            attend_slice<T, kDim>(state, q, k, k + Ring<kDim>::kSliceElements, visible,
+                                  a.scale_log2);
+          }
+          stage = stage + 1 == kStages ? 0 : stage + 1;
         }
       }
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-    }
-    copy_async_wait<0>();
-    __syncthreads();
+      copy_async_wait<0>();
+      __syncthreads();
 
-    // The four warps' results become one, in the rings' memory.
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float sum = reduce_quad(state.sum[half], [](float x, float y) { return x + y; });
-      if (lane % 4 == 0) {
-        warp_ml[warp][lane / 4 + half * 8] = make_float2(state.largest[half], sum);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
+      // The four warps' results become one, in the rings' memory.
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = lane / 4 + half * 8;
-        if (row < a.rows) {
-          *reinterpret_cast<float2*>(shared + (warp * a.rows + row) * kDim + i * 8 +
-                                     (lane % 4) * 2) =
-              make_float2(state.acc[i][half * 2], state.acc[i][half * 2 + 1]);
+        const float sum = reduce_quad(state.sum[half], [](float x, float y) { return x + y; });
+        if (lane % 4 == 0) {
+          warp_ml[warp][lane / 4 + half * 8] = make_float2(state.largest[half], sum);
         }
       }
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = lane / 4 + half * 8;
+          if (row < a.rows) {
+            *reinterpret_cast<float2*>(shared + (warp * a.rows + row) * kDim + i * 8 +
+                                       (lane % 4) * 2) =
+                make_float2(state.acc[i][half * 2], state.acc[i][half * 2 + 1]);
+          }
+        }
+      }
+      __syncthreads();
+      const bool whole = passes == 1 && parts.count() == 1;
+      const std::int64_t slot = slot_of(a, pass, unit_index, parts, share);
+#pragma unroll 1
+      for (int index = threadIdx.x; index < a.rows * kDim / 4; index += kThreads) {
+        const int row = index / (kDim / 4);
+        float largest = -INFINITY;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, warp_ml[w][row].x);
+        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+          const float weight = rescale(warp_ml[w][row].x, largest);
+          const float4 part = reinterpret_cast<const float4*>(shared + w * a.rows * kDim)[index];
+          value.x += part.x * weight;
+          value.y += part.y * weight;
+          value.z += part.z * weight;
+          value.w += part.w * weight;
+          sum += warp_ml[w][row].y * weight;
+        }
+        const int column = index % (kDim / 4) * 4;
+        if (whole) {
+          store_result<T>(a, unit_index, row, column, kDim, value, largest, sum);
+        } else {
+          reinterpret_cast<float4*>(a.partial + slot * a.rows * kDim)[index] = value;
+          if (column == 0) a.partial_ml[slot * a.rows + row] = make_float2(largest, sum);
+        }
+      }
+      __syncthreads();  // the rings are free again
+      begin = unit_begin + last;
+      unit_begin += tiles;
+    }
+    scans[1] = scan;
+    if (pass + 1 < passes) {
+      scans[0] = scan;
+      unit_first[0] = unit_first[1];
+      unit_last[0] = unit_last[1];
+      unit_last[1] = -1;
+    }
+  }
+
+  // Whoever completes the parts of a unit joins them.
+  const bool has_first = unit_last[0] >= 0;
+  const bool has_last = unit_last[1] >= 0;
+  if (!has_first && !has_last) return;
+  const int units_begin = !has_first  ? unit_first[1]
+                          : !has_last ? unit_first[0]
+                                      : min(unit_first[0], unit_first[1]);
+#pragma unroll 1
+  for (int u = units_begin; u <= max(unit_last[0], unit_last[1]); ++u) {
+    const bool before = u >= unit_first[0] && u <= unit_last[0];
+    const bool now = has_last && u >= unit_first[1] && u <= unit_last[1];
+    if (!before && !now) continue;
+    Parts forced = known[0];
+    Parts others = known[1];
+    if (u != known_unit) {
+      if (passes == 2) forced = parts_of(a, scans[0], 0, u);
+      others = parts_of(a, scans[1], passes - 1, u);
+    }
+    if (passes == 1 && others.count() == 1) continue;  // its result is written
+    if (arrive(a, u, (before ? 1 : 0) + (now ? 1 : 0), forced.count() + others.count())) {
+      merge_parts<T, kDim>(a, u, forced, others, shared);
     }
     __syncthreads();
-    const int first_share = share_of(unit_begin);
-    const int last_share = share_of(unit_begin + tiles - 1);
-    const bool whole = first_share == last_share && a.blocks.kind != DecodeBlocks::Kind::kScored;
-    const std::int64_t slot = 2 * blockIdx.x + (first == 0 ? 1 : 0);
-#pragma unroll 1
-    for (int index = threadIdx.x; index < a.rows * kDim / 4; index += kThreads) {
-      const int row = index / (kDim / 4);
-      float largest = -INFINITY;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, warp_ml[w][row].x);
-      float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      float sum = 0.0f;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float weight = rescale(warp_ml[w][row].x, largest);
-        const float4 part = reinterpret_cast<const float4*>(shared + w * a.rows * kDim)[index];
-        value.x += part.x * weight;
-        value.y += part.y * weight;
-        value.z += part.z * weight;
-        value.w += part.w * weight;
-        sum += warp_ml[w][row].y * weight;
-      }
-      const int column = index % (kDim / 4) * 4;
-      if (whole) {
-        store_result<T>(a, unit_index, row, column, kDim, value, largest, sum);
-      } else {
-        reinterpret_cast<float4*>(a.partial + slot * a.rows * kDim)[index] = value;
-        if (column == 0) a.partial_ml[slot * a.rows + row] = make_float2(largest, sum);
-      }
-    }
-    if (!whole) {
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        fence_gpu();
-        const unsigned parts = last_share - first_share + 1;
-        const bool complete = atomicAdd(a.arrivals + unit_index, 1u) + 1 == parts;
-        if (complete) a.arrivals[unit_index] = 0;  // ready for the next launch
-        arrived = complete ? 1u : 0u;
-        fence_gpu();
-      }
-      __syncthreads();
-      if (arrived != 0) merge_parts<T, kDim>(a, unit_index, first_share, last_share, shared);
-    }
-    __syncthreads();  // the rings are free again
-    begin = unit_begin + last;
-    unit_begin += tiles;
   }
 }
 
@@ -562,6 +698,7 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
                     std::to_string(major) + ".x",
                 "use --backend cpu");
   }
+  starts_early_ = major >= 9;
   const int d = shape.head_dim;
   if (d != 64 && d != 128 && d != 256) {
     throw Error(ErrorKind::kUnsupported, "decode attention on the GPU has no kernel for head_dim " +
@@ -578,13 +715,11 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
                     std::to_string(num_heads) + " for " + std::to_string(shape.kv_heads));
   }
   const std::size_t rows = static_cast<std::size_t>(num_heads / shape.kv_heads);
-  const std::size_t parts = 4 * static_cast<std::size_t>(multiprocessors_);
   const std::size_t heads = static_cast<std::size_t>(shape.batch) * num_heads;
-  const auto dim = static_cast<std::size_t>(d);
-  partial_ = DeviceBuffer<float>(parts * rows * dim);
-  partial_ml_ = DeviceBuffer<float>(parts * rows * 2);
-  carry_ = DeviceBuffer<float>(heads * dim);
-  carry_ml_ = DeviceBuffer<float>(heads * 2);
+  const std::size_t parts =
+      4 * static_cast<std::size_t>(multiprocessors_) * rows + 2 * heads;  // rows of them
+  partial_ = DeviceBuffer<float>(parts * static_cast<std::size_t>(d));
+  partial_ml_ = DeviceBuffer<float>(parts * 2);
   arrivals_ = DeviceBuffer<unsigned>(heads);
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
   visit_element(shape.element, [&]<class T>() {
@@ -597,8 +732,8 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
 void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlocks& blocks,
                           void* out, float* lse, cudaStream_t stream) {
   using Kind = DecodeBlocks::Kind;
-  const bool listed = blocks.kind == Kind::kList || blocks.kind == Kind::kScored;
-  const bool per_head = listed && blocks.list.sets == num_heads_ && num_heads_ != cache.kv_heads;
+  const bool per_head =
+      blocks.kind == Kind::kList && blocks.list.sets == num_heads_ && num_heads_ != cache.kv_heads;
   Arguments a{};
   a.cache = cache;
   a.q = q;
@@ -612,19 +747,16 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
       static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(cache.head_dim)));
   a.partial = partial_.data();
   a.partial_ml = reinterpret_cast<float2*>(partial_ml_.data());
-  a.carry = carry_.data();
-  a.carry_ml = reinterpret_cast<float2*>(carry_ml_.data());
   a.arrivals = arrivals_.data();
   visit_element(cache.element, [&]<class T>() {
     visit_dim(cache.head_dim, [&]<int kDim>() {
       // The forced blocks run beside the selection, which needs room on every multiprocessor.
-      const int per_multiprocessor =
-          blocks.kind == Kind::kForced ? 1 : Ring<kDim>::kBlocksPerMultiprocessor;
-      decode_attention_kernel<T, kDim>
-          <<<multiprocessors_ * per_multiprocessor, kThreads, Ring<kDim>::kBytes, stream>>>(a);
+      const bool selected = blocks.kind == Kind::kSelected;
+      const int grid = multiprocessors_ * (selected ? 1 : Ring<kDim>::kBlocksPerMultiprocessor);
+      launch_early(decode_attention_kernel<T, kDim>, dim3(static_cast<unsigned>(grid)), kThreads,
+                   Ring<kDim>::kBytes, stream, selected && starts_early_, a);
     });
   });
-  check_launch("decode_attention_kernel");
 }
 
 KernelCost DecodeAttention::cost(std::int64_t blocks) const {

@@ -52,28 +52,30 @@ struct DecodeList {
 /// Which blocks a launch attends to.
 struct DecodeBlocks {
   enum class Kind {
-    kDense,   ///< all
-    kList,    ///< those of `list`
-    kForced,  ///< sink and window of `budget`; the result is kept for the next launch
-    kScored,  ///< entries of `list` after the forced ones, joined with the launch before (kForced)
+    kDense,     ///< all
+    kList,      ///< those of `list`
+    kSelected,  ///< those of `list`, of which sink and window of `budget` come first: these are
+                ///< attended to while the kernel before in the stream still makes the list
   };
   Kind kind = Kind::kDense;
   DecodeList list;
-  DecodeBudget budget;      ///< kForced, kScored, and the token-level sink of kList
+  DecodeBudget budget;      ///< kSelected, and the token-level sink of kList
   bool token_sink = false;  ///< kList: whether the list has partly visible blocks
 };
 
 class DecodeAttention {
  public:
-  /// Allocates the workspace: 2 partial results of 16 x head_dim floats for each thread block of a
-  /// launch. `shape` gives element, batch, kv_heads, head_dim and block. Throws
-  /// Error(kUnsupported) for a head_dim, block or number of heads that is not supported (at most 16
-  /// query heads a KV head), and for a GPU below compute capability 8.0.
+  /// Allocates the workspace: 4 partial results of num_heads / kv_heads x head_dim floats for each
+  /// multiprocessor, and 2 for each KV head of each sequence. `shape` gives element, batch,
+  /// kv_heads, head_dim and block. Throws Error(kUnsupported) for a head_dim, block or number of
+  /// heads that is not supported (at most 16 query heads a KV head), and for a GPU below compute
+  /// capability 8.0.
   DecodeAttention(const KvCache& shape, int num_heads);
 
   /// q and out: [batch, num_heads, head_dim] of the cache's element type, contiguous. lse, natural
   /// logarithm, [batch, num_heads], may be null. Launches one kernel on `stream` and returns.
-  /// kForced writes neither out nor lse. Throws Error(kResource) when the launch fails.
+  /// With kSelected the kernel before must be that of DecodeSelector::run: from compute capability
+  /// 9.0 on the two overlap. Throws Error(kResource) when the launch fails.
   void run(const KvCache& cache, const void* q, const DecodeBlocks& blocks, void* out, float* lse,
            cudaStream_t stream);
 
@@ -86,10 +88,9 @@ class DecodeAttention {
   KvCache shape_;
   int num_heads_ = 0;
   int multiprocessors_ = 0;
-  DeviceBuffer<float> partial_;     ///< [2 * thread blocks, rows, head_dim] unnormalised sums
-  DeviceBuffer<float> partial_ml_;  ///< [2 * thread blocks, rows, 2] maximum and sum
-  DeviceBuffer<float> carry_;       ///< [batch * units, rows, head_dim] of kForced
-  DeviceBuffer<float> carry_ml_;
+  bool starts_early_ = false;        ///< the GPU can start a kernel while the one before runs
+  DeviceBuffer<float> partial_;      ///< [slots, rows, head_dim] unnormalised sums
+  DeviceBuffer<float> partial_ml_;   ///< [slots, rows, 2] maximum and sum
   DeviceBuffer<unsigned> arrivals_;  ///< [batch * num_heads] parts that are complete
 };
 

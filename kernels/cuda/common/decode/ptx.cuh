@@ -20,6 +20,20 @@ __device__ inline void copy_async_16(void* shared, const void* global, bool vali
                "l"(global), "r"(bytes)
                : "memory");
 }
+/// The same of what nobody reads again soon: it leaves L2 to what stands there.
+__device__ inline std::uint64_t read_once_policy() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline void copy_async_16_once(void* shared, const void* global, bool valid,
+                                          std::uint64_t policy) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "l"(policy)
+               : "memory");
+}
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most `kPending` of this thread's groups are under way.
 template <int kPending>
@@ -30,8 +44,61 @@ __device__ inline void copy_async_wait() {
 /// Orders this thread's accesses, and those it has seen through a barrier, for the whole GPU.
 __device__ inline void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
+/// Reads and writes that other thread blocks' writes and reads may meet; each element is whole, but
+/// neighbours in a vector need not be of one write.
+__device__ inline float4 load_relaxed(const float4* from) {
+  float4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+__device__ inline float2 load_relaxed(const float2* from) {
+  float2 x;
+  asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];"
+               : "=f"(x.x), "=f"(x.y)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+__device__ inline ulonglong2 load_relaxed(const ulonglong2* from) {
+  ulonglong2 x;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0,%1}, [%2];"
+               : "=l"(x.x), "=l"(x.y)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+__device__ inline unsigned long long load_relaxed(const unsigned long long* from) {
+  unsigned long long x;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(from) : "memory");
+  return x;
+}
+__device__ inline void store_relaxed(float* to, float x) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
+}
+__device__ inline void store_relaxed(float2* to, float2 x) {
+  asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1,%2};" ::"l"(to), "f"(x.x), "f"(x.y)
+               : "memory");
+}
+
 __device__ inline void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
+/// Lets the kernel after this one in the stream start once all thread blocks have said so, where
+/// it was launched so that it may, and makes that kernel wait until the results of this one are
+/// there. Before compute capability 9.0 kernels of a stream never overlap.
+__device__ inline void let_next_grid_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_grid_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 __device__ inline void load_matrix_x4(std::uint32_t (&r)[4], const void* shared) {

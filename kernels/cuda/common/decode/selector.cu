@@ -1,27 +1,34 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "core/error.hpp"
+#include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/selector.hpp"
-#include "kernels/cuda/common/decode/shared_memory.hpp"
 #include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+// Most of the kernel's instructions run once in each thread, and come from memory when they do:
+// what is unrolled has to be worth its bytes.
+constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kQueryRows = 128;  ///< window queries that a task scores
-constexpr int kQueryTiles = kQueryRows / 8;
-constexpr int kColumns = 16;                      ///< columns of A that a pass multiplies
-constexpr float kRowScale = 16384.0f;             ///< stored sum of a new row of A
-constexpr double kRowLimit = 32768.0;             ///< a row with a larger sum is divided by 4
-constexpr double kFixedPoint = 17592186044416.0;  ///< 2^44
+constexpr int kTaskKeys = 128;   ///< blocks that a task scores at most
+constexpr int kQueryWarps = 8;   ///< a warp scores 16 of the queries
+constexpr int kKeyParts = 2;     ///< and one of these parts of the keys
+constexpr int kKeyTiles = kTaskKeys / kKeyParts / 8;
+constexpr int kColumns = 16;            ///< columns of A that a pass multiplies
+constexpr int kColumnPad = 32;          ///< elements between columns in shared memory
+constexpr float kRowScale = 16384.0f;   ///< stored sum of a new row of A
+constexpr float kRowLimit = 32768.0f;   ///< a row with a larger sum is divided by 4
+constexpr float kStateScale = 0x1p28f;  ///< walk states are multiplied by this over a row's sum
 
 struct Arguments {
   KvCache cache;
@@ -30,7 +37,7 @@ struct Arguments {
   int num_heads;
   int group;
   int window;
-  int capacity;   ///< blocks, a multiple of 8: the length of a column of A
+  int capacity;   ///< blocks, a multiple of 64: the length of a column of A
   int max_keys;   ///< room for the keys of a task
   int max_tasks;  ///< room for statistics, tasks of a sequence
   int rank;       ///< stored length of a transformed vector
@@ -44,23 +51,31 @@ struct Arguments {
   int blocks_per_sequence;
   int resident;
   int stage_bytes;
+  int row_groups;   ///< of the window queries of a KV head, 128 each
+  int addends;      ///< of a block's sum: tasks that score it, one for each KV head and row group
+  int task_share;   ///< thread blocks for each
+  int count_shift;  ///< a sum counts its addends from this bit on
+  double fixed_point;
   const float* signs;
   const std::int32_t* permutation;
   __half* transition;
   double* row_sum;
+  float* row_sum_rounded;
   float* column;
   float* row;
   __half* queries;
   __half* keys;
+  const float* key_origin;
   float* key_sum;
-  float2* stats;
+  float* stats;
   unsigned long long* sums;
   float* states;
+  unsigned long long* kept;
+  unsigned* launches;
   float* scores;
   std::int32_t* blocks;
   std::int32_t* counts;
   std::int32_t* faults;
-  unsigned* barriers;
 };
 
 /// Part of the kernel's work on one sequence that does not change within a step.
@@ -74,9 +89,9 @@ struct Step {
   float alpha;
   bool grown;   ///< the step is the first of its block
   int parity;   ///< where this step writes what is kept twice; it reads the other
+  int half;     ///< of the exchange memory that this launch uses; it clears the other
   int queries;  ///< filled slots of the window
   // Scores: a task is up to 128 window queries of one KV head against `task_keys` blocks.
-  int row_groups;  ///< of a KV head
   int task_keys;
   int chunks;  ///< tasks along the keys
   int tasks;
@@ -85,12 +100,10 @@ struct Step {
   int column_end;
 };
 
-__host__ __device__ inline int tasks_of(int kv_heads, int row_groups, int blocks, int members,
-                                        int max_keys, int& task_keys, int& chunks) {
-  const int share = max(1, members / (kv_heads * row_groups));
-  task_keys = min(max_keys, 16 * ((blocks + 16 * share - 1) / (16 * share)));
-  chunks = (blocks + task_keys - 1) / task_keys;
-  return kv_heads * row_groups * chunks;
+/// x / y for 0 <= x < 2^20: the quotient is off by less than 2^-21 of itself, and half of 1 / y
+/// away from a whole number. A division of integers is many more instructions.
+__device__ inline int quotient(int x, int y) {
+  return static_cast<int>(__fdividef(static_cast<float>(x) + 0.5f, static_cast<float>(y)));
 }
 
 __device__ inline Step make_step(const Arguments& a) {
@@ -105,40 +118,75 @@ __device__ inline Step make_step(const Arguments& a) {
   s.grown = step == 0;
   s.alpha = 1.0f / static_cast<float>(step + 1);
   s.parity = s.tokens & 1;
+  s.half = static_cast<int>(a.launches[s.sequence] & 1u);
   s.queries = min(a.window, s.tokens);
-  s.row_groups = (a.group * a.window + kQueryRows - 1) / kQueryRows;
-  s.tasks = tasks_of(a.cache.kv_heads, s.row_groups, s.blocks, s.members, a.max_keys, s.task_keys,
-                     s.chunks);
-  const int columns = (s.blocks + s.members - 1) / s.members;
+  // As many keys a task that every thread block has one, if that is possible.
+  s.task_keys = min(a.max_keys, 16 * quotient(s.blocks + 16 * a.task_share - 1, 16 * a.task_share));
+  s.chunks = quotient(s.blocks + s.task_keys - 1, s.task_keys);
+  s.tasks = a.addends * s.chunks;
+  const int columns = quotient(s.blocks + s.members - 1, s.members);
   s.column_begin = min(s.member * columns, s.blocks);
   s.column_end = min(s.column_begin + columns, s.blocks);
   return s;
 }
 
-/// Barrier of the thread blocks of one sequence. Together they add 2^31, so the top bit flips once
-/// all have arrived, and the word is as before after two uses: it is never reset.
-class SequenceBarrier {
- public:
-  __device__ SequenceBarrier(unsigned* word, int member, int members)
-      : word_(word), add_(member == 0 ? 0x80000000u - static_cast<unsigned>(members - 1) : 1u) {}
+/// How the thread blocks of one sequence tell each other results: each is written once, to its own
+/// place, which holds kEmpty until then, and whoever needs it reads the place until it holds
+/// something else. So a result needs no flag, no fence and no barrier, and comes a write and a read
+/// later. A launch uses one half of this memory and empties the other, which the next one uses.
+constexpr std::uint32_t kEmpty = 0xffffffffu;  // a NaN that no arithmetic gives
 
-  __device__ void wait() {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      fence_gpu();
-      const unsigned before = atomicAdd(word_, add_);
-      unsigned now = 0;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word_) : "memory");
-      } while (((now ^ before) & 0x80000000u) == 0);
+__device__ inline std::int64_t exchange_base(const Arguments& a, const Step& s, int half,
+                                             int per_sequence) {
+  return (static_cast<std::int64_t>(half) * a.cache.batch + s.sequence) * per_sequence;
+}
+__device__ inline float* exchange_stats(const Arguments& a, const Step& s) {
+  return a.stats + exchange_base(a, s, s.half, a.max_tasks * kQueryRows * 2);
+}
+__device__ inline unsigned long long* exchange_sums(const Arguments& a, const Step& s) {
+  return a.sums + exchange_base(a, s, s.half, a.capacity);
+}
+__device__ inline float* exchange_state(const Arguments& a, const Step& s, int step) {
+  return a.states + exchange_base(a, s, s.half, a.degree * a.capacity) + step * a.capacity;
+}
+
+/// Empties the half that the next launch uses: `threads` of each thread block that scores share it.
+__device__ void empty_exchange(const Arguments& a, const Step& s, int thread, int threads) {
+  const int other = s.half ^ 1;
+  const int step = min(s.members, s.tasks) * threads;
+  const auto fill = [&](std::uint32_t* words, int count, std::uint32_t value) {
+#pragma unroll 1
+    for (int i = s.member * threads + thread; i < count / 4; i += step) {
+      reinterpret_cast<uint4*>(words)[i] = make_uint4(value, value, value, value);
     }
-    __syncthreads();
-  }
+  };
+  const int stats = a.max_tasks * kQueryRows * 2;
+  fill(reinterpret_cast<std::uint32_t*>(a.stats + exchange_base(a, s, other, stats)), stats,
+       kEmpty);
+  fill(reinterpret_cast<std::uint32_t*>(a.sums + exchange_base(a, s, other, a.capacity)),
+       2 * a.capacity, 0u);
+  const int states = a.walks ? a.degree * a.capacity : 0;
+  fill(reinterpret_cast<std::uint32_t*>(a.states + exchange_base(a, s, other, states)), states,
+       kEmpty);
+  if (s.member == 0 && thread == 0) a.kept[other * a.cache.batch + s.sequence] = 0;
+}
 
- private:
-  unsigned* word_;
-  unsigned add_;
-};
+__device__ inline bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
+
+/// use(i, values i..i+3) for the `count` results at `from`, four at a time; those past the end are
+/// anything.
+template <class Use>
+__device__ inline void gather(const float* from, int count, Use&& use) {
+#pragma unroll 1
+  for (int i = threadIdx.x * 4; i < count; i += 4 * kThreads) {
+    float4 v;
+    do {
+      v = load_relaxed(reinterpret_cast<const float4*>(from + i));
+    } while (is_empty(v.x) || (i + 1 < count && is_empty(v.y)) ||
+             (i + 2 < count && is_empty(v.z)) || (i + 3 < count && is_empty(v.w)));
+    use(i, v);
+  }
+}
 
 /// One warp transforms a vector: lane holds elements lane + 32 e of x; the result, of
 /// `rank` elements (zeros past r), is left in `buffer` [256]. Orthonormal, so that no entry exceeds
@@ -202,7 +250,7 @@ __device__ inline int swizzled_element(int row, int j, int rank) {
   return swizzled(row, j >> 3, rank) + (j & 7);
 }
 
-/// The task's window queries in shared memory, and its keys: [2, max_keys, rank], hi and lo.
+/// The task's window queries and keys in shared memory.
 struct Tiles {
   __half* queries;
   __half* keys;
@@ -216,21 +264,23 @@ struct Task {
   int keys;
 };
 
-__device__ inline Task make_task(const Step& s, int index) {
+__device__ inline Task make_task(const Arguments& a, const Step& s, int index) {
   Task t;
-  const int chunk = index % s.chunks;
-  const int rest = index / s.chunks;
-  t.row_begin = rest % s.row_groups * kQueryRows;
-  t.head = rest / s.row_groups;
+  const int rest = quotient(index, s.chunks);
+  const int chunk = index - rest * s.chunks;
+  t.head = quotient(rest, a.row_groups);
+  t.row_begin = (rest - t.head * a.row_groups) * kQueryRows;
   t.key_begin = chunk * s.task_keys;
   t.keys = min(s.task_keys, s.blocks - t.key_begin);
   return t;
 }
 
-/// Starts the copies of a task's queries and keys, and makes what is new in them: the queries of
-/// this token, and the mean of the current block with this token's key.
-template <class T, int kDim>
-__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles) {
+/// Starts the copies of a task's queries and keys. Half of the warps make what is new in them, the
+/// queries of this token and the mean of the current block with this token's key; the others call
+/// meanwhile(thread of kThreads / 2). Does not wait for the copies.
+template <class T, int kDim, class Meanwhile>
+__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles,
+                          Meanwhile&& meanwhile) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   // rank / 8 chunks of 16 bytes a row, a power of two that divides the number of threads.
@@ -243,43 +293,41 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
       (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group) * a.window;
   const int slot = (s.tokens - 1) % a.window;
   const __half* from = a.queries + (first_query + t.row_begin) * a.rank + chunk * 8;
-  int w = (t.row_begin + first_row) % a.window;
-  const int w_step = row_step % a.window;
+  const auto place = [&](int row) { return row - quotient(row, a.window) * a.window; };
 #pragma unroll 1
   for (int row = first_row; row < kQueryRows; row += row_step) {
+    const int w = place(t.row_begin + row);
     const bool valid = row < rows && w < s.queries;
     if (row >= rows || w != slot) {  // the slot is this token's
       copy_async_16(tiles.queries + swizzled(row, chunk, a.rank), from + (valid ? row * a.rank : 0),
                     valid);
     }
-    w += w_step;
-    if (w >= a.window) w -= a.window;
   }
-  const std::int64_t plane =
-      static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * a.capacity * a.rank;
   const std::int64_t first_key =
       (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * a.capacity +
       t.key_begin;
+  const __half* keys = a.keys + first_key * a.rank + chunk * 8;
 #pragma unroll 1
-  for (int part = 0; part < 2; ++part) {
-    const __half* keys = a.keys + part * plane + first_key * a.rank + chunk * 8;
-    __half* to = tiles.keys + part * a.max_keys * a.rank;
-#pragma unroll 1
-    for (int row = first_row; row < s.task_keys; row += row_step) {
-      if (t.key_begin + row == s.current) continue;
-      const bool valid = row < t.keys;
-      copy_async_16(to + swizzled(row, chunk, a.rank), keys + (valid ? row * a.rank : 0), valid);
-    }
+  for (int row = first_row; row < s.task_keys; row += row_step) {
+    if (t.key_begin + row == s.current) continue;
+    const bool valid = row < t.keys;
+    copy_async_16(tiles.keys + swizzled(row, chunk, a.rank), keys + (valid ? row * a.rank : 0),
+                  valid);
   }
   copy_async_commit();
 
   // Vectors that are new, one a warp: the key (number 0), and the query heads of this task.
   constexpr int kEach = kDim / 32;
+  constexpr int kTransforming = 8;  // warps
+  if (warp >= kTransforming) {
+    meanwhile(static_cast<int>(threadIdx.x) - 32 * kTransforming);
+    return;
+  }
   float* buffer = tiles.scratch + warp * kDim;
-  const int head_begin = t.row_begin / a.window;
-  const int head_end = min((t.row_begin + kQueryRows + a.window - 1) / a.window, a.group);
+  const int head_begin = quotient(t.row_begin, a.window);
+  const int head_end = min(quotient(t.row_begin + kQueryRows + a.window - 1, a.window), a.group);
 #pragma unroll 1
-  for (int vector = warp; vector <= head_end - head_begin; vector += kWarps) {
+  for (int vector = warp; vector <= head_end - head_begin; vector += kTransforming) {
     const bool is_key = vector == 0;
     const int h = head_begin + vector - 1;
     const int row = is_key ? s.current - t.key_begin : h * a.window + slot - t.row_begin;
@@ -298,22 +346,30 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
       source = static_cast<const T*>(a.q) +
                (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group + h) * kDim;
     }
+    const std::int64_t head =
+        (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * kDim + lane;
+    const std::int64_t sum_plane =
+        static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * kDim;
+    // All loads go ahead of what needs one.
     float x[kEach];
+    float sum[kEach] = {};
+    float origin[kEach] = {};
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) x[e] = widen(source[e * 32 + lane]);
+    for (int e = 0; e < kEach; ++e) {
+      x[e] = widen(source[e * 32 + lane]);
+      if (is_key) {
+        if (!s.grown) sum[e] = __ldcg(a.key_sum + (s.parity ^ 1) * sum_plane + head + e * 32);
+        origin[e] = a.key_origin[head + e * 32];
+      }
+    }
     if (is_key) {
-      const std::int64_t sum_plane =
-          static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * kDim;
-      float* sums = a.key_sum +
-                    (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * kDim +
-                    lane;
       const int present = s.tokens - s.current * a.cache.block;
-      const float divisor = a.partial_mean ? present : a.cache.block;
+      const auto divisor = static_cast<float>(a.partial_mean ? present : a.cache.block);
 #pragma unroll
       for (int e = 0; e < kEach; ++e) {
-        if (!s.grown) x[e] += __ldcg(sums + (s.parity ^ 1) * sum_plane + e * 32);
-        sums[s.parity * sum_plane + e * 32] = x[e];
-        x[e] /= divisor;
+        x[e] += sum[e];
+        a.key_sum[s.parity * sum_plane + head + e * 32] = x[e];
+        x[e] = __fdividef(x[e], divisor) - origin[e];
       }
     }
     transform<kDim>(a, x, buffer);
@@ -323,34 +379,27 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
     const bool keeps = is_key || t.key_begin == 0;
 #pragma unroll 1
     for (int i = lane; i < a.rank; i += 32) {
-      const float y = i < kDim ? buffer[i] : 0.0f;
-      const __half hi = __float2half_rn(y);
-      const int at = swizzled_element(row, i, a.rank);
-      shared[at] = hi;
-      if (keeps) global[i] = hi;
-      if (is_key) {
-        const __half lo = __float2half_rn(y - __half2float(hi));
-        shared[a.max_keys * a.rank + at] = lo;
-        global[plane + i] = lo;
-      }
+      const __half y = __float2half_rn(i < kDim ? buffer[i] : 0.0f);
+      shared[swizzled_element(row, i, a.rank)] = y;
+      if (keeps) global[i] = y;
     }
   }
-  copy_async_wait<0>();
-  __syncthreads();
 }
 
-/// Logits of 16 keys (this warp's rows) by 128 queries, in units of log2.
+/// Logits of this warp's 16 queries by its part of the keys, in units of log2: queries lane / 4 and
+/// lane / 4 + 8, keys 8 tile + lane % 4 * 2 and the next.
 __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles& tiles,
-                                  float (&s)[kQueryTiles][4]) {
+                                  float (&s)[kKeyTiles][4]) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
+  const int row = warp % kQueryWarps * 16 + lane / 4;
+  const int first_key = warp / kQueryWarps * (8 * kKeyTiles);
 #pragma unroll
-  for (int tile = 0; tile < kQueryTiles; ++tile) {
+  for (int tile = 0; tile < kKeyTiles; ++tile) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) s[tile][e] = 0.0f;
   }
-  if (warp * 16 < t.keys) {
-    const int row = warp * 16 + lane / 4;
+  if (first_key < t.keys) {
 #pragma unroll 1
     for (int pair = 0; pair < a.rank / 32; ++pair) {
       // 32 elements in two steps; which element is which k of the product does not matter as long
@@ -359,196 +408,181 @@ __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles
       const auto load = [&](const __half* base, int r) {
         return *reinterpret_cast<const uint4*>(base + swizzled(r, chunk, a.rank));
       };
-      std::uint32_t first[2][4];
-      std::uint32_t second[2][4];
+      const uint4 top = load(tiles.queries, row);
+      const uint4 bottom = load(tiles.queries, row + 8);
+      const std::uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
+      const std::uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const uint4 top = load(tiles.keys + part * a.max_keys * a.rank, row);
-        const uint4 bottom = load(tiles.keys + part * a.max_keys * a.rank, row + 8);
-        first[part][0] = top.x;
-        first[part][1] = bottom.x;
-        first[part][2] = top.y;
-        first[part][3] = bottom.y;
-        second[part][0] = top.z;
-        second[part][1] = bottom.z;
-        second[part][2] = top.w;
-        second[part][3] = bottom.w;
-      }
-      constexpr int kBatch = 4;  // products in flight at a time, each on sums of its own
-#pragma unroll
-      for (int tile = 0; tile < kQueryTiles; tile += kBatch) {
-        uint4 b[kBatch];
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) b[k] = load(tiles.queries, (tile + k) * 8 + lane / 4);
-#pragma unroll
-        for (int part = 1; part >= 0; --part) {
-#pragma unroll
-          for (int k = 0; k < kBatch; ++k)
-            mma_16x8x16<__half>(s[tile + k], first[part], b[k].x, b[k].y);
-#pragma unroll
-          for (int k = 0; k < kBatch; ++k)
-            mma_16x8x16<__half>(s[tile + k], second[part], b[k].z, b[k].w);
-        }
+      for (int tile = 0; tile < kKeyTiles; ++tile) {
+        if (tile % 2 == 0 && first_key + tile * 8 >= t.keys) break;
+        const uint4 b = load(tiles.keys, first_key + tile * 8 + lane / 4);
+        mma_16x8x16<__half>(s[tile], low, b.x, b.y);
+        mma_16x8x16<__half>(s[tile], high, b.z, b.w);
       }
     }
   }
+  const int limit = t.keys - first_key - lane % 4 * 2;
 #pragma unroll
-  for (int tile = 0; tile < kQueryTiles; ++tile) {
+  for (int tile = 0; tile < kKeyTiles; ++tile) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const bool valid = warp * 16 + lane / 4 + (e >> 1) * 8 < t.keys;
-      s[tile][e] = valid ? s[tile][e] * a.logit_scale_log2 : -INFINITY;
+      s[tile][e] = tile * 8 + (e & 1) < limit ? s[tile][e] * a.logit_scale_log2 : -INFINITY;
     }
   }
 }
 
-/// Reduces 32 values (queries 2 of each tile) over the 8 lanes that share lane % 4; each lane ends
-/// with 4 of them, `values[0..3]`, for value index first + i.
-template <class F>
-__device__ inline int reduce_scatter(float (&values)[32], F&& combine) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int step = 0; step < 3; ++step) {
-    const int mask = 16 >> step;
-    const int half = 16 >> step;
-    const bool upper = (lane & mask) != 0;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if (i < half) {
-        const float send = upper ? values[i] : values[i + half];
-        const float keep = upper ? values[i + half] : values[i];
-        values[i] = combine(keep, __shfl_xor_sync(0xffffffffu, send, mask));
-      }
-    }
-  }
-  return ((lane >> 4) & 1) * 16 + ((lane >> 3) & 1) * 8 + ((lane >> 2) & 1) * 4;
-}
+/// Of each of the 128 queries, over keys of the task and then over all.
+struct Statistics {
+  float largest[kKeyParts][kQueryRows];
+  float sum[kKeyParts][kQueryRows];
+  float2 total[kQueryRows];  ///< largest logit of all keys, 1 / sum
+  union {
+    float2 partial[kThreads / kQueryRows][kQueryRows];  ///< largest and sum over some tasks
+    float key[kQueryWarps][kTaskKeys];  ///< probability of a key, over a warp's queries
+  };
+};
 
-/// Combines a value of each of the 128 queries over the thread block's keys: `pick` gives that of
-/// one accumulator. The result stands in scratch[0..127].
-template <class Pick, class Combine>
-__device__ inline void reduce_keys(float (&s)[kQueryTiles][4], float* scratch, Pick&& pick,
-                                   Combine&& combine) {
+/// Turns a warp's logits into exp2(logit - m), m its largest of each query; m and the sums go to
+/// the statistics.
+__device__ inline void exponentiate(float (&s)[kKeyTiles][4], Statistics& statistics) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  float values[32];
+  const int part = warp / kQueryWarps;
 #pragma unroll
-  for (int tile = 0; tile < kQueryTiles; ++tile) {
+  for (int half = 0; half < 2; ++half) {
+    float m = -INFINITY;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      values[tile * 2 + e] = combine(pick(s[tile][e]), pick(s[tile][e + 2]));
+    for (int tile = 0; tile < kKeyTiles; ++tile) {
+      m = fmaxf(m, fmaxf(s[tile][2 * half], s[tile][2 * half + 1]));
     }
-  }
-  const int first = reduce_scatter(values, combine);
-  __syncthreads();
+    m = reduce_quad(m, [](float x, float y) { return fmaxf(x, y); });
+    const float from = m == -INFINITY ? 0.0f : m;  // a warp without keys
+    float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int query = (first + i) / 2 * 8 + lane % 4 * 2 + (first + i) % 2;
-    scratch[(warp + 1) * kQueryRows + query] = values[i];
-  }
-  __syncthreads();
-  if (threadIdx.x < kQueryRows) {
-    float total = scratch[kQueryRows + threadIdx.x];
+    for (int tile = 0; tile < kKeyTiles; ++tile) {
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) {
-      total = combine(total, scratch[(w + 1) * kQueryRows + threadIdx.x]);
+      for (int e = 2 * half; e < 2 * half + 2; ++e) {
+        const float p = exp2_fast(s[tile][e] - from);
+        sum += p;
+        s[tile][e] = fminf(p, 1.0f);  // of NaN 1, which a weight of 0 removes
+      }
     }
-    scratch[threadIdx.x] = total;
-  }
-  __syncthreads();
-}
-
-/// Turns logits into exp2(logit - m), m the task's largest of each query (scratch[query]).
-__device__ inline void exponentiate(float (&s)[kQueryTiles][4], const float* largest) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int tile = 0; tile < kQueryTiles; ++tile) {
-    const float2 m = *reinterpret_cast<const float2*>(largest + tile * 8 + lane % 4 * 2);
-    s[tile][0] = exp2_fast(s[tile][0] - m.x);
-    s[tile][1] = exp2_fast(s[tile][1] - m.y);
-    s[tile][2] = exp2_fast(s[tile][2] - m.x);
-    s[tile][3] = exp2_fast(s[tile][3] - m.y);
+    sum = reduce_quad(sum, [](float x, float y) { return x + y; });
+    const int query = warp % kQueryWarps * 16 + lane / 4 + 8 * half;
+    if (lane % 4 == 0) {
+      statistics.largest[part][query] = m;
+      statistics.sum[part][query] = sum;
+    }
   }
 }
 
-/// Maximum and sum of each query over the task's keys, published for the other tasks of the head.
+/// Tells the other tasks of the head the maximum and sum of each query over the task's keys.
 __device__ inline void publish_statistics(const Arguments& a, const Step& s, int task,
-                                          float (&p)[kQueryTiles][4], float* scratch) {
-  const auto same = [](float x) { return x; };
-  reduce_keys(p, scratch, same, [](float x, float y) { return fmaxf(x, y); });
-  exponentiate(p, scratch);
-  float largest = 0.0f;
-  if (threadIdx.x < kQueryRows) largest = scratch[threadIdx.x];
-  reduce_keys(p, scratch, same, [](float x, float y) { return x + y; });
-  if (threadIdx.x < kQueryRows) {
-    a.stats[(static_cast<std::int64_t>(s.sequence) * a.max_tasks + task) * kQueryRows +
-            threadIdx.x] = make_float2(largest, scratch[threadIdx.x]);
-  }
+                                          const Statistics& statistics) {
+  if (threadIdx.x >= kQueryRows) return;
+  const float first = statistics.largest[0][threadIdx.x];
+  const float second = statistics.largest[1][threadIdx.x];
+  const float largest = fmaxf(first, second);
+  store_relaxed(
+      reinterpret_cast<float2*>(exchange_stats(a, s)) + task * kQueryRows + threadIdx.x,
+      make_float2(largest, statistics.sum[0][threadIdx.x] * exp2_fast(first - largest) +
+                               statistics.sum[1][threadIdx.x] * exp2_fast(second - largest)));
 }
 
 /// Adds the task's probabilities, summed over its queries, to the fixed-point sums of its blocks.
 __device__ inline void add_probabilities(const Arguments& a, const Step& s, const Task& t, int task,
-                                         float (&p)[kQueryTiles][4], float* scratch) {
+                                         const float (&p)[kKeyTiles][4], Statistics& statistics) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const float2* stats = a.stats + static_cast<std::int64_t>(s.sequence) * a.max_tasks * kQueryRows;
-  const int first = task / s.chunks * s.chunks;
+  // Largest logit and sum of a query over all tasks of the head, by four threads.
+  const auto join = [](float2 x, float2 y) {
+    const float largest = fmaxf(x.x, y.x);
+    if (largest == -INFINITY) return make_float2(largest, x.y + y.y);
+    return make_float2(largest, x.y * exp2_fast(x.x - largest) + y.y * exp2_fast(y.x - largest));
+  };
+  constexpr int kSharers = kThreads / kQueryRows;
+  const int query = threadIdx.x % kQueryRows;
+  const int row = t.row_begin + query;
+  const bool counts =
+      row < a.group * a.window && row - quotient(row, a.window) * a.window < s.queries;
+  float2 all = make_float2(-INFINITY, 0.0f);
+  const auto* parts = reinterpret_cast<const float2*>(exchange_stats(a, s)) +
+                      quotient(task, s.chunks) * s.chunks * kQueryRows + query;
+#pragma unroll 1
+  for (int chunk = threadIdx.x / kQueryRows; counts && chunk < s.chunks;) {
+    constexpr int kBatch = 4;
+    float2 part[kBatch];
+    bool missing;
+    do {
+      missing = false;
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        part[k] = make_float2(-INFINITY, 0.0f);
+        if (chunk + k * kSharers < s.chunks) {
+          part[k] = load_relaxed(parts + (chunk + k * kSharers) * kQueryRows);
+        }
+        missing |= is_empty(part[k].x) || is_empty(part[k].y);
+      }
+    } while (missing);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) all = join(all, part[k]);
+    chunk += kBatch * kSharers;
+  }
+  statistics.partial[threadIdx.x / kQueryRows][query] = all;
   __syncthreads();
   if (threadIdx.x < kQueryRows) {
-    const int row = t.row_begin + threadIdx.x;
+#pragma unroll
+    for (int k = 1; k < kSharers; ++k) all = join(all, statistics.partial[k][query]);
     float weight = 0.0f;
-    if (row < a.group * a.window && row % a.window < s.queries) {
-      float largest = -INFINITY;
-      float total = 0.0f;
-      constexpr int kBatch = 8;
-      for (int chunk = 0; chunk < s.chunks; chunk += kBatch) {
-        float2 part[kBatch];
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          part[k] = chunk + k < s.chunks
-                        ? __ldcg(stats + (first + chunk + k) * kQueryRows + threadIdx.x)
-                        : make_float2(-INFINITY, 0.0f);
-        }
-        float fresh = largest;
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) fresh = fmaxf(fresh, part[k].x);
-        total *= exp2_fast(largest - fresh);
-        largest = fresh;
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) total += part[k].y * exp2_fast(part[k].x - largest);
-      }
-      const float own = __ldcg(stats + task * kQueryRows + threadIdx.x).x;
-      weight = __fdividef(exp2_fast(own - largest), total);
-      if (!(total >= 1.0f && total < INFINITY)) {
-        a.faults[s.sequence] = 1;
-        weight = 0.0f;
-      }
+    if (all.y >= 0.5f && all.y < INFINITY) {  // 1 or more, but for the rounding
+      weight = __fdividef(1.0f, all.y);
+    } else if (counts) {
+      a.faults[s.sequence] = 1;
     }
-    scratch[threadIdx.x] = weight;
+    statistics.total[query] = make_float2(all.x, weight);
   }
   __syncthreads();
-  float sum[2] = {};
-#pragma unroll
-  for (int tile = 0; tile < kQueryTiles; ++tile) {
-    const float2 w = *reinterpret_cast<const float2*>(scratch + tile * 8 + lane % 4 * 2);
-    // A query that counts for nothing may hold NaN, which no weight would remove.
-    if (w.x > 0.0f) {
-      sum[0] += p[tile][0] * w.x;
-      sum[1] += p[tile][2] * w.x;
-    }
-    if (w.y > 0.0f) {
-      sum[0] += p[tile][1] * w.y;
-      sum[1] += p[tile][3] * w.y;
-    }
-  }
+  float weight[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float total = reduce_quad(sum[half], [](float x, float y) { return x + y; });
-    const int key = warp * 16 + lane / 4 + half * 8;
-    if (lane % 4 == 0 && key < t.keys) {
-      atomicAdd(a.sums + static_cast<std::int64_t>(s.sequence) * a.capacity + t.key_begin + key,
-                static_cast<unsigned long long>(static_cast<double>(total) * kFixedPoint + 0.5));
+    const int mine = warp % kQueryWarps * 16 + lane / 4 + 8 * half;
+    const float2 total = statistics.total[mine];
+    weight[half] = exp2_fast(statistics.largest[warp / kQueryWarps][mine] - total.x) * total.y;
+    if (!(weight[half] > 0.0f)) weight[half] = 0.0f;
+  }
+  // Over the queries of the 8 lanes with the same keys; each ends with two keys.
+  float v[2 * kKeyTiles];
+#pragma unroll
+  for (int i = 0; i < 2 * kKeyTiles; ++i) {
+    v[i] = p[i / 2][i % 2] * weight[0] + p[i / 2][i % 2 + 2] * weight[1];
+  }
+#pragma unroll
+  for (int step = 0; step < 3; ++step) {
+    const int mask = 16 >> step;
+    const int half = kKeyTiles >> step;
+    const bool upper = (lane & mask) != 0;
+#pragma unroll
+    for (int i = 0; i < kKeyTiles; ++i) {
+      if (i < half) {
+        const float send = upper ? v[i] : v[i + half];
+        const float keep = upper ? v[i + half] : v[i];
+        v[i] = keep + __shfl_xor_sync(0xffffffffu, send, mask);
+      }
     }
+  }
+  const int tile = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
+  *reinterpret_cast<float2*>(
+      &statistics
+           .key[warp % kQueryWarps][(warp / kQueryWarps * kKeyTiles + tile) * 8 + lane % 4 * 2]) =
+      make_float2(v[0], v[1]);
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < t.keys) {
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kQueryWarps; ++w) total += statistics.key[w][threadIdx.x];
+    const auto fixed =
+        static_cast<unsigned long long>(static_cast<double>(total) * a.fixed_point + 0.5);
+    atomicAdd(exchange_sums(a, s) + t.key_begin + threadIdx.x, fixed + (1ull << a.count_shift));
   }
 }
 
@@ -558,157 +592,225 @@ struct Columns {
   __half* global;  ///< column 0 of the sequence
   int begin;
   int resident;
-  int stride;
+  int capacity;
 
+  __device__ bool is_shared(int j) const { return j - begin < resident; }
+  __device__ int stride(int j) const { return is_shared(j) ? capacity + kColumnPad : capacity; }
   __device__ __half* column(int j) const {
-    return j - begin < resident ? shared + (j - begin) * stride
-                                : global + static_cast<std::int64_t>(j) * stride;
+    return is_shared(j) ? shared + (j - begin) * (capacity + kColumnPad)
+                        : global + static_cast<std::int64_t>(j) * capacity;
   }
   __device__ void store(int j, int i, __half value) const {
-    global[static_cast<std::int64_t>(j) * stride + i] = value;
-    if (j - begin < resident) shared[(j - begin) * stride + i] = value;
+    global[static_cast<std::int64_t>(j) * capacity + i] = value;
+    if (is_shared(j)) shared[(j - begin) * (capacity + kColumnPad) + i] = value;
   }
 };
 
 /// What the walk needs of each block, in shared memory.
 struct Vectors {
   float* row;    ///< a, the new row of A (sum 1)
-  float* scale;  ///< 1 / stored sum of row i
-  float* x;      ///< walk state times scale, then the scores
+  float* scale;  ///< kStateScale / stored sum of row i; at last the scores
+  float* x;  ///< [2, capacity] f16, scale times walk state: rounded, and what that left; at last
+             ///< the scores of the blocks that compete
+
+  __device__ __half* high() const { return reinterpret_cast<__half*>(x); }
+  __device__ void store_state(int i, int capacity, float value) const {
+    const __half rounded = __float2half_rn(value);
+    high()[i] = rounded;
+    high()[capacity + i] = __float2half_rn(value - __half2float(rounded));
+  }
 };
 
-/// The new row of A from the fixed-point sums; row and column c and the row sums with it, and the
-/// scale of each row (section 5, step 3). Everybody derives the scale of every row; each stores
-/// what it owns.
+/// Waits for the sum of block i and its three neighbours (those past the last block are anything):
+/// their scores.
+__device__ inline float4 gather_scores(const Arguments& a, const Step& s,
+                                       const unsigned long long* sums, int i, float unit) {
+  ulonglong2 low;
+  ulonglong2 high;
+  const auto partial = [&](int k, unsigned long long sum) {
+    return i + k < s.blocks && static_cast<int>(sum >> a.count_shift) != a.addends;
+  };
+  do {
+    low = load_relaxed(reinterpret_cast<const ulonglong2*>(sums + i));
+    high = load_relaxed(reinterpret_cast<const ulonglong2*>(sums + i + 2));
+  } while (partial(0, low.x) || partial(1, low.y) || partial(2, high.x) || partial(3, high.y));
+  const unsigned long long mask = (1ull << a.count_shift) - 1;
+  const auto score = [&](unsigned long long sum) { return static_cast<float>(sum & mask) * unit; };
+  return make_float4(score(low.x), score(low.y), score(high.x), score(high.y));
+}
+
+/// A[i, c] and the sum of row i, as stored, in this step (section 5, step 3).
+struct RowChange {
+  float entry;
+  float sum;
+  float added;  ///< to the sum; row c: the sum
+  bool shrunk;  ///< the whole row, to a quarter
+};
+
+/// Old and new value of an entry of row or column c.
+__device__ inline float blend(const Step& s, float old, float fresh) {
+  return s.grown ? fresh : (1.0f - s.alpha) * old + s.alpha * fresh;
+}
+
+/// `old` and `sum` as stored by the step before, `score` of block i; row c: `old` is its entry c.
+__device__ inline RowChange change_row(const Step& s, int i, float old, float sum, float score) {
+  RowChange change;
+  if (i == s.current) {
+    // Its entry in column c is blended a second time, and the row normalised once more.
+    const float once = blend(s, old, score);
+    const float twice = blend(s, once, score);
+    change.entry = kRowScale * twice;
+    change.added = change.sum = kRowScale * (1.0f - once + twice);
+  } else {
+    if (s.grown) old = 0.0f;
+    change.entry = blend(s, old, score * sum);
+    change.added = change.entry - old;
+    change.sum = sum + change.added;
+  }
+  change.shrunk = change.sum > kRowLimit;
+  if (change.shrunk) {
+    change.entry *= 0.25f;
+    change.sum *= 0.25f;
+  }
+  return change;
+}
+
+/// Where the state that a step reads and the one that it writes begin.
+struct Kept {
+  std::int64_t in;
+  std::int64_t out;
+
+  __device__ Kept(const Arguments& a, const Step& s) {
+    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
+    const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
+    in = (s.parity ^ 1) * plane + base;
+    out = s.parity * plane + base;
+  }
+};
+
+/// The new row of A from the fixed-point sums, row and column c where this thread block holds them,
+/// and the scale of each row. Everybody derives the scale of every row.
 __device__ void update_transition(const Arguments& a, const Step& s, const Columns& columns,
-                                  double unit, const Vectors& to) {
-  const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
-  const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
-  const std::int64_t in = (s.parity ^ 1) * plane + base;
-  const std::int64_t out = s.parity * plane + base;
-  const int c = s.current;
-  const auto score = [&](unsigned long long sum) {
-    return static_cast<float>(static_cast<double>(sum) * unit);
-  };
-  const auto blend = [&](float old, float fresh) {
-    return s.grown ? fresh : (1.0f - s.alpha) * old + s.alpha * fresh;
-  };
-  const auto owned = [&](int i) { return i >= s.column_begin && i < s.column_end; };
-  // Row c: its entry in column c is blended a second time, and the row normalised once more.
-  const float corner_score = score(__ldcg(a.sums + base + c));
-  const float corner = blend(__ldcg(a.row + in + c), corner_score);
-  const float corner_twice = blend(corner, corner_score);
-  const float total = 1.0f - corner + corner_twice;
-  constexpr int kBatch = 8;  // loads under way at a time
+                                  float unit, const Vectors& to) {
+  const Kept kept(a, s);
+  const unsigned long long* all = exchange_sums(a, s);
 #pragma unroll 1
-  for (int first = threadIdx.x; first < s.blocks; first += kBatch * kThreads) {
-    unsigned long long fixed[kBatch];
-    double sums[kBatch];
-    float olds[kBatch];
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      const int i = min(first + k * kThreads, c);
-      fixed[k] = __ldcg(a.sums + base + i);
-      sums[k] = __ldcg(a.row_sum + in + i);
-      olds[k] = s.grown ? 0.0f : __ldcg(a.column + in + i);
+  for (int first = threadIdx.x * 4; first < s.blocks; first += 4 * kThreads) {
+    float old[4];
+    float sum[4];
+    float score[4];
+    *reinterpret_cast<float4*>(sum) =
+        __ldcg(reinterpret_cast<const float4*>(a.row_sum_rounded + kept.in + first));
+    *reinterpret_cast<float4*>(old) =
+        __ldcg(reinterpret_cast<const float4*>(a.column + kept.in + first));
+    // Row c falls to the owners of the columns.
+    const bool owner = first + 3 >= s.column_begin && first < s.column_end;
+    float row[4] = {};
+    if (owner || first / 4 == s.current / 4) {
+      *reinterpret_cast<float4*>(row) =
+          __ldcg(reinterpret_cast<const float4*>(a.row + kept.in + first));
     }
+    *reinterpret_cast<float4*>(score) = gather_scores(a, s, all, first, unit);
+    *reinterpret_cast<float4*>(to.row + first) = *reinterpret_cast<const float4*>(score);
+    unsigned shrunk = 0;
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      const int i = first + k * kThreads;
-      if (i >= s.blocks) break;
-      const float value = score(fixed[k]);
-      float entry = 0.0f;  // A[i, c] as stored
-      double sum = 0.0;
-      if (i == c) {
-        sum = static_cast<double>(kRowScale * total);
-        entry = kRowScale * corner_twice;
-      } else {
-        entry = blend(olds[k], value * static_cast<float>(sums[k]));
-        sum = sums[k] + static_cast<double>(entry - olds[k]);
+    for (int e = 0; e < 4; ++e) {
+      const int i = first + e;
+      const RowChange change = change_row(s, i, i == s.current ? row[e] : old[e], sum[e], score[e]);
+      shrunk |= (i < s.blocks && change.shrunk ? 1u : 0u) << e;
+      if (s.current >= s.column_begin && s.current < s.column_end && i < s.blocks) {
+        columns.store(s.current, i, __float2half_rn(change.entry));
       }
-      if (sum > kRowLimit) {
-        sum *= 0.25;
-        entry *= 0.25f;
+      if (owner && i >= s.column_begin && i < s.column_end && i != s.current) {
+        columns.store(i, s.current, __float2half_rn(kRowScale * blend(s, row[e], score[e])));
+      }
+      const float scale = __fdividef(kStateScale, change.sum);
+      to.scale[i] = scale;
+      to.store_state(i, a.capacity, i < s.blocks ? score[e] * scale : 0.0f);
+    }
+    while (shrunk != 0) {
+      const int i = first + __ffs(static_cast<int>(shrunk)) - 1;
+      shrunk &= shrunk - 1;
 #pragma unroll 1
-        for (int j = s.column_begin; j < s.column_end; ++j) {
-          if (j != c) {
-            columns.store(j, i, __float2half_rn(__half2float(columns.column(j)[i]) * 0.25f));
-          }
+      for (int j = s.column_begin; j < s.column_end; ++j) {
+        if (j != s.current) {
+          columns.store(j, i, __float2half_rn(__half2float(columns.column(j)[i]) * 0.25f));
         }
       }
-      if (owned(c)) columns.store(c, i, __float2half_rn(entry));
-      if (owned(i)) {
-        a.row_sum[out + i] = sum;
-        a.column[out + i] = entry;
-      }
-      const float scale = __frcp_rn(static_cast<float>(sum));
-      to.row[i] = value;
-      to.scale[i] = scale;
-      to.x[i] = value * scale;
     }
   }
-  // Row c, which falls to the owners of the columns.
-#pragma unroll 1
-  for (int j = s.column_begin + threadIdx.x; j < s.column_end; j += kThreads) {
-    float fresh = corner_twice;
-    if (j != c) {
-      fresh = blend(__ldcg(a.row + in + j), score(__ldcg(a.sums + base + j)));
-      columns.store(j, c, __float2half_rn(kRowScale * fresh));
-    }
-    a.row[out + j] = fresh / total;
+  // The walk multiplies 32 rows at a time.
+  for (int i = (s.blocks + 3) / 4 * 4 + threadIdx.x; i < (s.blocks + 31) / 32 * 32; i += kThreads) {
+    to.store_state(i, a.capacity, 0.0f);
   }
-  for (int i = s.blocks + threadIdx.x; i < (s.blocks + 7) / 8 * 8; i += kThreads) to.x[i] = 0.0f;
   __syncthreads();
 }
 
-/// y[j] = sum over i of x[i] A[i, j] for `count` <= 16 neighbouring columns at `from`, in shared or
-/// global memory; the result stands in scratch[0..15]. x already holds the rows' scales, zeros
-/// past b.
+/// Stores what this thread block owns of the state of the next step, from the scores.
+__device__ void keep_transition(const Arguments& a, const Step& s, const float* scores) {
+  const Kept kept(a, s);
+  const float before = __ldcg(a.row + kept.in + s.current);
+  const float once = blend(s, before, scores[s.current]);
+  const float twice = blend(s, once, scores[s.current]);
+#pragma unroll 1
+  for (int i = s.column_begin + threadIdx.x; i < s.column_end; i += kThreads) {
+    const bool current = i == s.current;
+    const float old = current ? before : __ldcg(a.column + kept.in + i);
+    const RowChange change =
+        change_row(s, i, old, __ldcg(a.row_sum_rounded + kept.in + i), scores[i]);
+    double sum = change.added;
+    if (!current) sum += __ldcg(a.row_sum + kept.in + i);
+    if (change.shrunk) sum *= 0.25;
+    a.row_sum[kept.out + i] = sum;
+    a.row_sum_rounded[kept.out + i] = static_cast<float>(sum);
+    a.column[kept.out + i] = change.entry;
+    const float fresh = current ? twice : blend(s, __ldcg(a.row + kept.in + i), scores[i]);
+    a.row[kept.out + i] = __fdividef(fresh, 1.0f - once + twice);
+  }
+}
+
+/// sum over i of x[i] A[i, j] for `count` <= 16 neighbouring columns at `from`, in shared or global
+/// memory; thread k < count calls use(result of column k). Two calls that follow each other need a
+/// scratch each. The two parts of x are rows 0 and 1 of a matrix product.
+template <class Use>
 __device__ inline void multiply_columns(const __half* from, int count, int stride, int blocks,
-                                        const float* x, float* scratch) {
+                                        const __half* x, int capacity,
+                                        float (&scratch)[kWarps][kColumns], Use&& use) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  float sum[kColumns] = {};
-  for (int i = warp * 256 + lane * 8; i < blocks; i += kWarps * 256) {
-    const float4 low = *reinterpret_cast<const float4*>(x + i);
-    const float4 high = *reinterpret_cast<const float4*>(x + i + 4);
+  float sum[2][4] = {};
+#pragma unroll 2
+  for (int base = warp * 32; base < blocks; base += kWarps * 32) {
+    // Which row is which k of the product does not matter as long as both sides agree.
+    const int at = base + lane % 4 * 8;
+    uint4 rows = make_uint4(0, 0, 0, 0);
+    if (lane < 8) rows = *reinterpret_cast<const uint4*>(x + lane / 4 * capacity + at);
+    const std::uint32_t low[4] = {rows.x, 0, rows.y, 0};
+    const std::uint32_t high[4] = {rows.z, 0, rows.w, 0};
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-      const uint4 raw = *reinterpret_cast<const uint4*>(from + (k < count ? k * stride : 0) + i);
-      const auto* pair = reinterpret_cast<const __half2*>(&raw);
-      const float2 e0 = __half22float2(pair[0]);
-      const float2 e1 = __half22float2(pair[1]);
-      const float2 e2 = __half22float2(pair[2]);
-      const float2 e3 = __half22float2(pair[3]);
-      sum[k] += e0.x * low.x + e0.y * low.y + e1.x * low.z + e1.y * low.w;
-      sum[k] += e2.x * high.x + e2.y * high.y + e3.x * high.z + e3.y * high.w;
+    for (int tile = 0; tile < 2; ++tile) {
+      const int column = tile * 8 + lane / 4;
+      uint4 b = make_uint4(0, 0, 0, 0);
+      if (column < count) b = *reinterpret_cast<const uint4*>(from + column * stride + at);
+      mma_16x8x16<__half>(sum[tile], low, b.x, b.y);
+      mma_16x8x16<__half>(sum[tile], high, b.z, b.w);
     }
   }
 #pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    const int mask = 16 >> step;
-    const int half = 8 >> step;
-    const bool upper = (lane & mask) != 0;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      if (k < half) {
-        const float send = upper ? sum[k] : sum[k + half];
-        const float keep = upper ? sum[k + half] : sum[k];
-        sum[k] = keep + __shfl_xor_sync(0xffffffffu, send, mask);
-      }
+  for (int tile = 0; tile < 2; ++tile) {
+    const float first = sum[tile][0] + __shfl_xor_sync(0xffffffffu, sum[tile][0], 4);
+    const float second = sum[tile][1] + __shfl_xor_sync(0xffffffffu, sum[tile][1], 4);
+    if (lane < 4) {
+      *reinterpret_cast<float2*>(&scratch[warp][tile * 8 + lane * 2]) = make_float2(first, second);
     }
   }
-  sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 1);
   __syncthreads();
-  if (lane % 2 == 0) scratch[kColumns * (warp + 1) + lane / 2] = sum[0];
-  __syncthreads();
-  if (threadIdx.x < kColumns) {
+  if (static_cast<int>(threadIdx.x) < count) {
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += scratch[kColumns * (w + 1) + threadIdx.x];
-    scratch[threadIdx.x] = total;
+    for (int w = 0; w < kWarps; ++w) total += scratch[w][threadIdx.x];
+    use(total);
   }
-  __syncthreads();
 }
 
 /// Writes this thread block's share of the list: its forced blocks, and those of its blocks that
@@ -722,6 +824,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
   const int forced = forced_blocks(plan);
   const int free_end = s.blocks - plan.window;
   int kept = 0;
+#pragma unroll 1
   for (int j = s.column_begin + warp; j < s.column_end; j += kWarps) {
     if (j < plan.sink || j >= free_end) {
       if (lane == 0) list[j < plan.sink ? j : plan.sink + j - free_end] = j;
@@ -729,7 +832,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
     }
     const float mine = scores[j];
     int better = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = lane * 4; i < s.blocks; i += 128) {
       const float4 other = *reinterpret_cast<const float4*>(free_scores + i);
       better += other.x > mine || (other.x == mine && i > j) ? 1 : 0;
@@ -741,6 +844,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
     bool keep = better < plan.scored;
     if (plan.scored < 0) {
       int less = 0;
+#pragma unroll 1
       for (int i = plan.between_begin + lane; i < plan.between_end; i += 32) {
         less += scores[i] < mine ? 1 : 0;
       }
@@ -753,160 +857,198 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
       ++kept;
     }
   }
-  if (lane == 0 && kept > 0) atomicAdd(a.counts + s.sequence, kept);
+  if (plan.scored >= 0) return;  // as many as planned
+  kept = __reduce_add_sync(0xffffffffu, lane == 0 ? kept : 0);
+  if (lane == 0) {
+    // The last warp to come stores the sum of all.
+    constexpr unsigned long long kArrival = 1ull << 32;
+    const unsigned long long before =
+        atomicAdd(a.kept + s.half * a.cache.batch + s.sequence, kArrival + kept);
+    if (static_cast<int>(before / kArrival) + 1 == s.members * kWarps) {
+      a.counts[s.sequence] =
+          forced + (plan.boundary >= 0 ? 1 : 0) + static_cast<int>(before % kArrival) + kept;
+    }
+  }
 }
 
 template <class T, int kDim>
-// Registers: beside two of these warps, each quarter of a multiprocessor has room for one warp of
-// the attention kernel, which runs at the same time.
-__global__ void __maxnreg__(168) decode_selection_kernel(const __grid_constant__ Arguments a) {
+// Registers: beside these warps, each quarter of a multiprocessor has room for one warp of the
+// attention kernel, which runs at the same time.
+__global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
-  __shared__ float scratch_bytes[2816];  // 11 rows of 256, or of 128 with a result row before them
+  // First the transform's buffers, then the statistics, then the walk's sums.
+  __shared__ union {
+    float transform[8 * 256];
+    Statistics statistics;
+    float walk[2][kWarps][kColumns];
+  } scratch;
+  wait_for_grid_before();
   const Step s = make_step(a);
-  SequenceBarrier barrier(a.barriers + s.sequence, s.member, s.members);
   const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
   Tiles tiles;
   tiles.keys = reinterpret_cast<__half*>(shared_bytes);
   tiles.queries = reinterpret_cast<__half*>(shared_bytes + a.stage_bytes);
-  tiles.scratch = scratch_bytes;
-  float* scratch = scratch_bytes;
+  tiles.scratch = scratch.transform;
   Columns columns;
   columns.shared = reinterpret_cast<__half*>(shared_bytes);
   columns.global = a.transition + base * a.capacity;
   columns.begin = s.column_begin;
   columns.resident = a.resident;
-  columns.stride = a.capacity;
-  const int resident = min(s.column_end - s.column_begin, a.resident);
-  const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
-  if (s.member == 0 && threadIdx.x == 0) {
-    a.counts[s.sequence] = forced_blocks(plan) + (plan.boundary >= 0 ? 1 : 0);
-  }
+  columns.capacity = a.capacity;
 
-  // Scores of the window against the blocks: first the statistics that the softmax over all blocks
-  // needs, then the probabilities. Where every thread block has one task at most, the exponentials
-  // stay in registers between the two; otherwise they are made again. With all blocks in one task
-  // there is nothing to wait for.
-  const auto start_columns = [&] {
+  // Each of `warps` some of this thread block's columns of A, `stride` elements at a time by each
+  // lane.
+  const auto each_piece = [&](int warp, int warps, int count, int stride, auto&& use) {
 #pragma unroll 1
-    for (int k = threadIdx.x / 32; a.walks && k < resident; k += kWarps) {
-      const __half* from =
-          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
+    for (int k = warp; a.walks && k < count; k += warps) {
 #pragma unroll 1
-      for (int i = threadIdx.x % 32 * 8; i < s.blocks; i += 256) {
-        copy_async_16(columns.shared + k * a.capacity + i, from + i, true);
+      for (int i = threadIdx.x % 32 * stride; i < (s.blocks + 31) / 32 * 32; i += 32 * stride) {
+        use(k, i, columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity + i);
       }
     }
+  };
+  const int owned = s.column_end - s.column_begin;
+  // Columns of A to the room of the keys, when that is free.
+  const auto start_columns = [&] {
+    each_piece(
+        threadIdx.x / 32, kWarps, min(owned, a.resident), 8, [&](int k, int i, const __half* from) {
+          copy_async_16(columns.shared + k * (a.capacity + kColumnPad) + i, from, i < s.blocks);
+        });
     copy_async_commit();
   };
-  // What the walk will read, on its way to L2 while the scores are worked out.
-  const auto prefetch_walk = [&] {
+  // What has time while the first task's keys are on their way.
+  const auto meanwhile = [&](int thread) {
+    let_next_grid_start();  // not earlier: its loads would compete with the keys'
+    // What the walk will read, to L2.
+    each_piece(thread / 32, kWarps / 2, owned, 64,
+               [&](int, int, const __half* from) { prefetch_l2(from); });
+    const Kept kept(a, s);
 #pragma unroll 1
-    for (int k = threadIdx.x / 32; k < s.column_end - s.column_begin; k += kWarps) {
-      const __half* column =
-          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
-#pragma unroll 1
-      for (int i = threadIdx.x % 32 * 64; i < s.blocks; i += 2048) {
-        prefetch_l2(column + i);
-      }
+    for (int i = thread * 32; i < s.blocks; i += kThreads / 2 * 32) {
+      prefetch_l2(a.row_sum_rounded + kept.in + i);
+      prefetch_l2(a.column + kept.in + i);
+      prefetch_l2(a.row + kept.in + i);
     }
-    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
-    const std::int64_t in = (s.parity ^ 1) * plane + base;
-    for (int i = threadIdx.x * 16; i < s.blocks; i += kThreads * 16) {
-      prefetch_l2(a.row_sum + in + i);
-      prefetch_l2(a.column + in + i);
-      prefetch_l2(a.row + in + i);
-    }
+    if (thread * 16 < owned) prefetch_l2(a.row_sum + kept.in + s.column_begin + thread * 16);
+    empty_exchange(a, s, thread, kThreads / 2);
   };
-  float p[kQueryTiles][4];
+  // Scores of the window against the blocks: first the statistics that the softmax over all blocks
+  // needs, then the probabilities. Where every thread block has one task at most, the exponentials
+  // stay in registers between the two; otherwise they are made again.
+  float p[kKeyTiles][4];
   const bool once = s.tasks <= s.members;
+  bool fresh = true;
 #pragma unroll 1
-  for (int pass = 0; pass < (s.chunks > 1 ? 2 : 1); ++pass) {
+  for (int round = 0; round < (once ? 1 : 2); ++round) {
 #pragma unroll 1
     for (int task = s.member; task < s.tasks; task += s.members) {
-      const Task t = make_task(s, task);
-      if (pass == 0 || !once) {
-        load_task<T, kDim>(a, s, t, tiles);
-        if (a.walks && pass == 0 && task == s.member) prefetch_walk();
-        score_task(a, t, tiles, p);
-        publish_statistics(a, s, task, p, scratch);
-      }
-      if (pass == 1 || s.chunks == 1) add_probabilities(a, s, t, task, p, scratch);
-    }
-    if (pass == 1 || once || s.chunks == 1) {
+      const Task t = make_task(a, s, task);
+      load_task<T, kDim>(a, s, t, tiles, [&](int thread) {
+        if (fresh) meanwhile(thread);
+      });
+      fresh = false;
+      copy_async_wait<0>();
       __syncthreads();
-      if (pass == 0 || !once) start_columns();  // the keys' room is free
+      score_task(a, t, tiles, p);
+      exponentiate(p, scratch.statistics);
+      __syncthreads();
+      if (round == 0) publish_statistics(a, s, task, scratch.statistics);
+      if (once) start_columns();
+      if (once || round == 1) add_probabilities(a, s, t, task, p, scratch.statistics);
+      if (!once) __syncthreads();  // the next task needs the scratch
     }
-    barrier.wait();
   }
+  if (fresh) let_next_grid_start();  // no task
+  if (!once || fresh) start_columns();
 
   Vectors vectors;
   vectors.row = reinterpret_cast<float*>(shared_bytes + a.stage_bytes);
   vectors.scale = vectors.row + a.capacity;
   vectors.x = vectors.scale + a.capacity;
-  const double unit = 1.0 / (kFixedPoint * a.num_heads * s.queries);
+  const float unit = static_cast<float>(1.0 / (a.fixed_point * a.num_heads * s.queries));
   copy_async_wait<0>();
   __syncthreads();
+  const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
   const int free_end = s.blocks - plan.window;
   // The scores in place of the scales, and where they compete in place of the state.
-  const auto keep_scores = [&](int i, float score) {
-    vectors.scale[i] = score;
-    vectors.x[i] = i >= plan.sink && i < free_end && i != plan.boundary ? score : -INFINITY;
+  const auto keep_scores = [&](int first, float4 four) {
+    const float y[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int i = first + e;
+      vectors.scale[i] = y[e];
+      vectors.x[i] = i >= plan.sink && i < free_end && i != plan.boundary ? y[e] : -INFINITY;
+    }
   };
   if (a.walks) {
     update_transition(a, s, columns, unit, vectors);
-    const std::int64_t plane = static_cast<std::int64_t>(a.cache.batch) * a.capacity;
+    int pass = 0;
+#pragma unroll 1
     for (int step = 0; step < a.degree; ++step) {
       const bool last = step + 1 == a.degree;
-      float* state = last ? a.scores + base : a.states + (step & 1) * plane + base;
-      for (int first = s.column_begin; first < s.column_end; first += kColumns) {
-        const int count = min(kColumns, s.column_end - first);
-        multiply_columns(columns.column(first), count, a.capacity, s.blocks, vectors.x, scratch);
-        const int j = first + threadIdx.x;
-        if (threadIdx.x < kColumns && j < s.column_end) {
-          state[j] = (1.0f - a.damping) * vectors.row[j] + a.damping * scratch[threadIdx.x];
-        }
-      }
-      barrier.wait();
-      constexpr int kBatch = 8;  // loads under way at a time
+      float* state = exchange_state(a, s, step);
 #pragma unroll 1
-      for (int begin = threadIdx.x; begin < s.blocks; begin += kBatch * kThreads) {
-        float y[kBatch];
+      for (int first = s.column_begin; first < s.column_end; first += kColumns, ++pass) {
+        multiply_columns(
+            columns.column(first), min(kColumns, s.column_end - first), columns.stride(first),
+            s.blocks, vectors.high(), a.capacity, scratch.walk[pass & 1], [&](float y) {
+              const int j = first + static_cast<int>(threadIdx.x);
+              const float score = (1.0f - a.damping) * vectors.row[j] + a.damping / kStateScale * y;
+              store_relaxed(state + j, score);
+              if (last) a.scores[base + j] = score;
+            });
+      }
+      __syncthreads();                                    // where this thread block has no columns
+      if (step == 0) keep_transition(a, s, vectors.row);  // while the others' results come
+      gather(state, s.blocks, [&](int first, float4 four) {
+        if (last) {
+          keep_scores(first, four);
+        } else {
+          const float y[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          y[k] = __ldcg(state + min(begin + k * kThreads, s.current));
-        }
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          const int i = begin + k * kThreads;
-          if (i >= s.blocks) break;
-          if (last) {
-            keep_scores(i, y[k]);
-          } else {
-            vectors.x[i] = y[k] * vectors.scale[i];
+          for (int e = 0; e < 4; ++e) {
+            const int i = first + e;
+            vectors.store_state(i, a.capacity, i < s.blocks ? y[e] * vectors.scale[i] : 0.0f);
           }
         }
-      }
+      });
       __syncthreads();
     }
   } else {
-    for (int i = threadIdx.x; i < s.blocks; i += kThreads) {
-      keep_scores(i, static_cast<float>(static_cast<double>(__ldcg(a.sums + base + i)) * unit));
+    const unsigned long long* sums = exchange_sums(a, s);
+#pragma unroll 1
+    for (int i = threadIdx.x * 4; i < s.blocks; i += 4 * kThreads) {
+      const float4 four = gather_scores(a, s, sums, i, unit);
+      keep_scores(i, four);
     }
     __syncthreads();
     for (int j = s.column_begin + threadIdx.x; j < s.column_end; j += kThreads) {
       a.scores[base + j] = vectors.scale[j];
     }
-    barrier.wait();  // the sums are cleared below
   }
-  for (int i = s.blocks + threadIdx.x; i < (s.blocks + 3) / 4 * 4; i += kThreads) {
-    vectors.x[i] = -INFINITY;
-  }
-  for (int j = s.column_begin + threadIdx.x; j < s.column_end; j += kThreads) a.sums[base + j] = 0;
-  __syncthreads();
   select_blocks(a, s, plan, vectors.scale, vectors.x);
+  if (s.member == 0 && threadIdx.x == 0) {
+    if (plan.scored >= 0) a.counts[s.sequence] = forced_blocks(plan) + plan.scored;
+    // All thread blocks have read the number of this launch before any scores came from them.
+    a.launches[s.sequence] += 1;
+  }
 }
 
-/// One warp for each of `count` vectors: block sums of the keys, transformed and split.
+/// Mean of the block means of a KV head, which the stored keys are counted from.
+template <int kDim>
+__global__ void load_origin_kernel(const __grid_constant__ Arguments a, const float* sums,
+                                   int blocks, float* origin) {
+  const int head = static_cast<int>(blockIdx.x);  // of sequence and KV head
+  const int tokens = a.cache.lengths[head / a.cache.kv_heads];
+  const int b = (tokens + a.cache.block - 1) / a.cache.block;
+  float total = 0.0f;
+  for (int j = 0; j < b; ++j) {
+    total += sums[(static_cast<std::int64_t>(head) * blocks + j) * kDim + threadIdx.x];
+  }
+  origin[head * kDim + threadIdx.x] = total / static_cast<float>(b * a.cache.block);
+}
+
+/// One warp for each block of a KV head: its mean from the origin, transformed.
 template <int kDim>
 __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const float* sums,
                                  int blocks) {
@@ -925,21 +1067,16 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
 #pragma unroll
   for (int e = 0; e < kDim / 32; ++e) {
     const float sum = sums[(static_cast<std::int64_t>(head) * blocks + j) * dim + e * 32 + lane];
-    x[e] = sum / divisor;
+    x[e] = sum / divisor - a.key_origin[head * dim + e * 32 + lane];
     if (j == b - 1) {
       const int plane = a.cache.batch * a.cache.kv_heads * dim;
       a.key_sum[(tokens & 1) * plane + head * dim + e * 32 + lane] = sum;
     }
   }
   transform<kDim>(a, x, buffers[warp]);
-  const std::int64_t plane =
-      static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * a.capacity * a.rank;
   for (int i = lane; i < a.rank; i += 32) {
-    const float y = i < kDim ? buffers[warp][i] : 0.0f;
-    const __half hi = __float2half_rn(y);
-    const std::int64_t to = (static_cast<std::int64_t>(head) * a.capacity + j) * a.rank + i;
-    a.keys[to] = hi;
-    a.keys[plane + to] = __float2half_rn(y - __half2float(hi));
+    a.keys[(static_cast<std::int64_t>(head) * a.capacity + j) * a.rank + i] =
+        __float2half_rn(i < kDim ? buffers[warp][i] : 0.0f);
   }
 }
 
@@ -995,7 +1132,10 @@ __global__ void load_transition_kernel(const __grid_constant__ Arguments a, cons
     if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
     __syncthreads();
   }
-  if (threadIdx.x == 0) a.row_sum[out + i] = static_cast<double>(kRowScale) * partial[0];
+  if (threadIdx.x == 0) {
+    a.row_sum[out + i] = static_cast<double>(kRowScale) * partial[0];
+    a.row_sum_rounded[out + i] = static_cast<float>(a.row_sum[out + i]);
+  }
 }
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -1045,23 +1185,31 @@ struct DecodeSelector::Launch {
     a.blocks_per_sequence = s.blocks_per_sequence_;
     a.resident = s.resident_;
     a.stage_bytes = s.stage_bytes_;
+    a.row_groups = s.row_groups_;
+    a.addends = s.addends_;
+    a.task_share = s.task_share_;
+    a.count_shift = s.count_shift_;
+    a.fixed_point = s.fixed_point_;
     a.signs = s.signs_.data();
     a.permutation = s.permutation_.data();
     a.transition = reinterpret_cast<__half*>(s.transition_.data());
     a.row_sum = s.row_sum_.data();
+    a.row_sum_rounded = s.row_sum_rounded_.data();
     a.column = s.column_.data();
     a.row = s.row_.data();
     a.queries = reinterpret_cast<__half*>(s.queries_.data());
     a.keys = reinterpret_cast<__half*>(s.keys_.data());
+    a.key_origin = s.key_origin_.data();
     a.key_sum = s.key_sum_.data();
-    a.stats = reinterpret_cast<float2*>(s.stats_.data());
+    a.stats = s.stats_.data();
     a.sums = s.sums_.data();
     a.states = s.states_.data();
+    a.kept = s.kept_.data();
+    a.launches = s.launches_.data();
     a.scores = s.scores_.data();
     a.blocks = s.blocks_.data();
     a.counts = s.counts_.data();
     a.faults = s.faults_.data();
-    a.barriers = s.barriers_.data();
     return a;
   }
 };
@@ -1078,7 +1226,9 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
     refuse("query_pool and key_pool below the block size");
   }
   if (d != 64 && d != 128 && d != 256) refuse("head_dim " + std::to_string(d));
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 8) {
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor);
+  starts_early_ = major >= 9;
+  if (major < 8) {
     refuse("a GPU below compute capability 8.0");
   }
   const Sketch sketch(params, layer, d);
@@ -1095,37 +1245,44 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
       static_cast<float>(1.4426950408889634 * vectors * sketch.logit_scale() / params.temperature);
 
   const int group = shape.num_heads / cache.kv_heads;
-  const int row_groups = (group * shape.query_window + kQueryRows - 1) / kQueryRows;
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
-  shape_.capacity = round_up(shape.capacity, 8);
+  shape_.capacity = round_up(shape.capacity, 64);
   blocks_per_sequence_ = std::max(1, multiprocessors / batch_);
   const int columns = (shape_.capacity + blocks_per_sequence_ - 1) / blocks_per_sequence_;
   const int vector_bytes = std::max(2 * kQueryRows * rank_, 12 * shape_.capacity);
   constexpr int kStaticBytes = 12 * 1024;
   const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticBytes;
-  max_keys_ = std::min(16 * kWarps, (limit - vector_bytes) / (4 * rank_) / 16 * 16);
-  max_keys_ = std::min(max_keys_, std::max(16, 96 * 1024 / (4 * rank_) / 16 * 16));
+  max_keys_ = std::min(kTaskKeys, (limit - vector_bytes) / (2 * rank_) / 16 * 16);
   if (max_keys_ < 16) {
     refuse(
         "contexts of " + std::to_string(shape.capacity) + " blocks: the row and its scales are " +
         "held in shared memory, of which a thread block has " + std::to_string(limit) + " bytes");
   }
   // The keys' room is that of this thread block's columns of A later, where those fit.
-  stage_bytes_ = 4 * max_keys_ * rank_;
-  const int column_bytes = 2 * columns * shape_.capacity;
+  stage_bytes_ = 2 * max_keys_ * rank_;
+  const int one_column = 2 * (shape_.capacity + kColumnPad);
+  const int column_bytes = columns * one_column;
   if (column_bytes <= std::min(96 * 1024, limit - vector_bytes)) {
     stage_bytes_ = std::max(stage_bytes_, column_bytes);
   }
-  resident_ = stage_bytes_ / (2 * shape_.capacity);
+  resident_ = stage_bytes_ / one_column;
   if (resident_ < columns) resident_ = resident_ / kColumns * kColumns;  // whole passes of the walk
   shared_bytes_ = stage_bytes_ + vector_bytes;
-  max_tasks_ = 0;
-  for (int blocks = 1; blocks <= shape_.capacity; ++blocks) {
-    int keys = 0;
-    int chunks = 0;
-    max_tasks_ = std::max(max_tasks_, tasks_of(cache.kv_heads, row_groups, blocks,
-                                               blocks_per_sequence_, max_keys_, keys, chunks));
-  }
+  // A sum is of probabilities, at most one a query, and counts its addends in the bits above.
+  row_groups_ = (group * shape.query_window + kQueryRows - 1) / kQueryRows;
+  addends_ = cache.kv_heads * row_groups_;
+  task_share_ = std::max(1, blocks_per_sequence_ / addends_);
+  // Tasks have 16 keys or more, and the most where they come to fewer.
+  const int most = std::max(task_share_, (shape_.capacity + max_keys_ - 1) / max_keys_);
+  max_tasks_ = addends_ * most;
+  const auto bits = [](int x) {
+    return static_cast<int>(std::bit_width(static_cast<unsigned>(x)));
+  };
+  count_shift_ = 64 - bits(addends_);
+  const int queries = shape.num_heads * shape.query_window;
+  const int fraction = std::min(44, count_shift_ - bits(queries));
+  if (fraction < 32) refuse("a query window of " + std::to_string(queries) + " rows");
+  fixed_point_ = std::ldexp(1.0, fraction);
 
   std::vector<float> signs(sketch.signs().begin(), sketch.signs().end());
   std::vector<std::int32_t> permutation(sketch.permutation().begin(), sketch.permutation().end());
@@ -1138,19 +1295,27 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   const std::size_t kv_heads = batch * static_cast<std::size_t>(cache.kv_heads);
   if (walks_) transition_ = zeros<std::uint16_t>(batch * capacity * capacity);
   row_sum_ = zeros<double>(2 * batch * capacity);
+  row_sum_rounded_ = zeros<float>(2 * batch * capacity);
   column_ = zeros<float>(2 * batch * capacity);
   row_ = zeros<float>(2 * batch * capacity);
   queries_ = zeros<std::uint16_t>(heads * static_cast<std::size_t>(shape.query_window) * rank);
-  keys_ = zeros<std::uint16_t>(2 * kv_heads * capacity * rank);
+  keys_ = zeros<std::uint16_t>(kv_heads * capacity * rank);
+  key_origin_ = zeros<float>(kv_heads * static_cast<std::size_t>(d));
   key_sum_ = zeros<float>(2 * kv_heads * static_cast<std::size_t>(d));
-  stats_ = zeros<float>(batch * static_cast<std::size_t>(max_tasks_) * kQueryRows * 2);
-  sums_ = zeros<unsigned long long>(batch * capacity);
-  states_ = zeros<float>(2 * batch * capacity);
+  const auto empty = [](std::size_t count) {
+    DeviceBuffer<float> buffer(count);
+    check(cudaMemset(buffer.data(), 0xff, buffer.bytes()), "clearing of the decode state");
+    return buffer;
+  };
+  stats_ = empty(2 * batch * static_cast<std::size_t>(max_tasks_) * kQueryRows * 2);
+  sums_ = zeros<unsigned long long>(2 * batch * capacity);
+  states_ = empty(walks_ ? 2 * batch * capacity * static_cast<std::size_t>(shape.degree) : 4);
+  kept_ = zeros<unsigned long long>(2 * batch);
+  launches_ = zeros<unsigned>(batch);
   scores_ = zeros<float>(batch * capacity);
   blocks_ = zeros<std::int32_t>(batch * capacity);
   counts_ = zeros<std::int32_t>(batch);
   faults_ = zeros<std::int32_t>(batch);
-  barriers_ = zeros<unsigned>(batch);
   visit_element(cache.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
       allow_shared_memory(decode_selection_kernel<T, kDim>, shared_bytes_);
@@ -1164,7 +1329,11 @@ void DecodeSelector::load(const KvCache& cache, const DecodeInitialState& state,
   const auto quarter = [](int x) { return static_cast<unsigned>((x + 3) / 4); };
   const dim3 keys(quarter(state.blocks), static_cast<unsigned>(batch_ * cache.kv_heads));
   const dim3 window(quarter(shape_.query_window), static_cast<unsigned>(batch_ * shape_.num_heads));
+  const auto heads = static_cast<unsigned>(batch_ * cache.kv_heads);
   visit_dim(cache.head_dim, [&]<int kDim>() {
+    load_origin_kernel<kDim>
+        <<<heads, kDim, 0, stream>>>(a, state.key_sums, state.blocks, key_origin_.data());
+    check_launch("load_origin_kernel");
     load_keys_kernel<kDim><<<keys, 128, 0, stream>>>(a, state.key_sums, state.blocks);
     check_launch("load_keys_kernel");
     load_window_kernel<kDim><<<window, 128, 0, stream>>>(a, state.query_window);
@@ -1184,10 +1353,10 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
   const dim3 grid(static_cast<unsigned>(blocks_per_sequence_), static_cast<unsigned>(batch_));
   visit_element(cache.element, [&]<class T>() {
     visit_dim(cache.head_dim, [&]<int kDim>() {
-      decode_selection_kernel<T, kDim><<<grid, kThreads, shared_bytes_, stream>>>(a);
+      launch_early(decode_selection_kernel<T, kDim>, grid, kThreads, shared_bytes_, stream,
+                   starts_early_, a);
     });
   });
-  check_launch("decode_selection_kernel");
 }
 
 DecodeList DecodeSelector::list() const {
@@ -1195,9 +1364,9 @@ DecodeList DecodeSelector::list() const {
 }
 
 std::size_t DecodeSelector::bytes() const {
-  return transition_.bytes() + row_sum_.bytes() + column_.bytes() + row_.bytes() +
-         queries_.bytes() + keys_.bytes() + key_sum_.bytes() + stats_.bytes() + sums_.bytes() +
-         states_.bytes() + scores_.bytes() + blocks_.bytes();
+  return transition_.bytes() + row_sum_.bytes() + row_sum_rounded_.bytes() + column_.bytes() +
+         row_.bytes() + queries_.bytes() + keys_.bytes() + key_origin_.bytes() + key_sum_.bytes() +
+         stats_.bytes() + sums_.bytes() + states_.bytes() + scores_.bytes() + blocks_.bytes();
 }
 
 }  // namespace sw::cuda

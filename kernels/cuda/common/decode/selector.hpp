@@ -16,12 +16,18 @@
 /// rewritten that did not change: A is kept with the sum of each row beside it, so "normalise every
 /// row" is an update of b sums, and only row c and column c are stored anew.
 ///
+/// A step is a chain of short pieces of work, each of which needs results of all thread blocks of
+/// the one before. Those are handed on in memory that holds an empty mark until they are there, so
+/// that nobody waits at a barrier; and the attention to the forced blocks runs beside it.
+///
 /// How A stays cheap to walk on: it is stored transposed in f16, each thread block owns some
 /// columns, holds them in shared memory and multiplies from there in every step of the walk, so A
-/// is read once. The rounding (2^-12 of an entry at most, not accumulated: the row and column that
-/// change are kept in f32) moves a score by less than damping * 2^-12 of itself. Queries of the
-/// window are f16 after the transform, block means two f16 (22 bits); sums over heads are
-/// integers of 2^-44, whose order does not matter, so the same inputs give the same bits.
+/// is read once. The rounding (2^-11 of an entry at most, not accumulated: the row and column that
+/// change are kept in f32) moves a score by less than damping * 2^-11 of itself; walk states enter
+/// the products as two f16. Queries of the window and block means are f16 after the transform, the
+/// means counted from the mean of all blocks at the load: a softmax does not see what all keys have
+/// in common, and what is left is rounded finely. Sums over heads are integers, whose order does
+/// not matter, so the same inputs give the same bits.
 namespace sw::cuda {
 
 struct DecodeSelectorShape {
@@ -45,10 +51,10 @@ struct DecodeInitialState {
 
 class DecodeSelector {
  public:
-  /// Allocates the state of `layer`: mostly 2 * capacity^2 bytes a sequence for A and 4 * capacity
+  /// Allocates the state of `layer`: mostly 2 * capacity^2 bytes a sequence for A and 2 * capacity
   /// * kv_heads * r for the keys. Throws Error(kUnsupported) for what the kernel does not do: the
   /// preset `preprint` (aggregation head_mean, sharpness), pools smaller than the block, head
-  /// dimensions other than 64, 128 and 256, more than 65536 query window rows a KV head.
+  /// dimensions other than 64, 128 and 256, query windows of more than some ten thousand rows.
   DecodeSelector(const KvCache& cache, const DecodeSelectorShape& shape, const SketchParams& params,
                  std::int64_t layer);
 
@@ -58,7 +64,8 @@ class DecodeSelector {
 
   /// One step at context length n = cache.lengths (the new token's key is in the cache already):
   /// q [batch, num_heads, head_dim]. Calling it again with the same n and inputs changes nothing.
-  /// Launches one kernel.
+  /// Launches one kernel, which from compute capability 9.0 on may start before the kernel before
+  /// it in the stream ends, and then waits for that.
   void run(const KvCache& cache, const void* q, cudaStream_t stream);
 
   /// The selection of the last step, one set: the forced blocks (sink, window) first, then the
@@ -82,6 +89,7 @@ class DecodeSelector {
   bool exact_ = false;
   bool partial_mean_ = false;
   bool walks_ = true;
+  bool starts_early_ = false;  ///< the GPU can start a kernel while the one before runs
   float logit_scale_log2_ = 0.0f;
   int max_keys_ = 0;   ///< blocks that a task scores at most
   int max_tasks_ = 0;  ///< of a sequence
@@ -89,24 +97,33 @@ class DecodeSelector {
   int resident_ = 0;  ///< columns of A held in shared memory
   int shared_bytes_ = 0;
   int stage_bytes_ = 0;
+  int row_groups_ = 0;
+  int addends_ = 0;  ///< of a block's sum
+  int task_share_ = 0;
+  int count_shift_ = 0;
+  double fixed_point_ = 0.0;
 
   DeviceBuffer<float> signs_;
   DeviceBuffer<std::int32_t> permutation_;
   DeviceBuffer<std::uint16_t> transition_;  ///< f16 [batch, capacity, capacity]: A transposed
   DeviceBuffer<double> row_sum_;            ///< [2, batch, capacity]
+  DeviceBuffer<float> row_sum_rounded_;     ///< the same in f32
   DeviceBuffer<float> column_;              ///< [2, batch, capacity] column c as stored
   DeviceBuffer<float> row_;                 ///< [2, batch, capacity] row c, sum 1
   DeviceBuffer<std::uint16_t> queries_;     ///< f16 [batch, num_heads, window, rank]
-  DeviceBuffer<std::uint16_t> keys_;        ///< f16 [2, batch, kv_heads, capacity, rank]: hi, lo
+  DeviceBuffer<std::uint16_t> keys_;        ///< f16 [batch, kv_heads, capacity, rank]
+  DeviceBuffer<float> key_origin_;          ///< [batch, kv_heads, head_dim] what keys_ count from
   DeviceBuffer<float> key_sum_;             ///< [2, batch, kv_heads, head_dim] of block c
-  DeviceBuffer<float> stats_;               ///< [batch, tasks, 128, 2] maximum and sum of a task
-  DeviceBuffer<unsigned long long> sums_;   ///< [batch, capacity]
-  DeviceBuffer<float> states_;              ///< [2, batch, capacity]
+  // What thread blocks tell each other, twice: a launch uses one and empties the other.
+  DeviceBuffer<float> stats_;              ///< [2, batch, tasks, 128, 2] maximum, sum of a task
+  DeviceBuffer<unsigned long long> sums_;  ///< [2, batch, capacity]
+  DeviceBuffer<float> states_;             ///< [2, batch, degree, capacity]
+  DeviceBuffer<unsigned long long> kept_;  ///< [2, batch]
+  DeviceBuffer<unsigned> launches_;        ///< [batch]
   DeviceBuffer<float> scores_;
   DeviceBuffer<std::int32_t> blocks_;  ///< [batch, capacity]
   DeviceBuffer<std::int32_t> counts_;
   DeviceBuffer<std::int32_t> faults_;
-  DeviceBuffer<unsigned> barriers_;
 };
 
 }  // namespace sw::cuda

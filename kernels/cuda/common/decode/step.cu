@@ -16,35 +16,17 @@ void advance_lengths(std::int32_t* lengths, int batch, cudaStream_t stream) {
   check_launch("advance_lengths_kernel");
 }
 
-DecodeStep::DecodeStep(const KvCache& shape, int num_heads) : attention_(shape, num_heads) {
-  check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "creation of a stream");
-  check(cudaEventCreateWithFlags(&fork_, cudaEventDisableTiming), "creation of an event");
-  check(cudaEventCreateWithFlags(&join_, cudaEventDisableTiming), "creation of an event");
-}
-
-DecodeStep::~DecodeStep() {
-  cudaStreamDestroy(side_);
-  cudaEventDestroy(fork_);
-  cudaEventDestroy(join_);
-}
+DecodeStep::DecodeStep(const KvCache& shape, int num_heads) : attention_(shape, num_heads) {}
 
 void DecodeStep::enqueue(const KvCache& cache, const void* q, DecodeSelector* selector, void* out,
                          float* lse, cudaStream_t stream) {
   DecodeBlocks blocks;
-  if (selector == nullptr) {
-    attention_.run(cache, q, blocks, out, lse, stream);
-    return;
+  if (selector != nullptr) {
+    selector->run(cache, q, stream);
+    blocks.kind = DecodeBlocks::Kind::kSelected;
+    blocks.budget = selector->budget();
+    blocks.list = selector->list();
   }
-  blocks.budget = selector->budget();
-  blocks.list = selector->list();
-  check(cudaEventRecord(fork_, stream), "fork of a decode step");
-  check(cudaStreamWaitEvent(side_, fork_, 0), "fork of a decode step");
-  selector->run(cache, q, stream);
-  blocks.kind = DecodeBlocks::Kind::kForced;
-  attention_.run(cache, q, blocks, nullptr, nullptr, side_);
-  check(cudaEventRecord(join_, side_), "join of a decode step");
-  check(cudaStreamWaitEvent(stream, join_, 0), "join of a decode step");
-  blocks.kind = DecodeBlocks::Kind::kScored;
   attention_.run(cache, q, blocks, out, lse, stream);
 }
 

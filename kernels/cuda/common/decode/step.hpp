@@ -15,16 +15,12 @@ void advance_lengths(std::int32_t* lengths, int batch, cudaStream_t stream);
 
 class DecodeStep {
  public:
-  /// Workspace of the attention (see DecodeAttention), and a second stream.
+  /// Workspace of the attention (see DecodeAttention).
   DecodeStep(const KvCache& shape, int num_heads);
-  ~DecodeStep();
-  DecodeStep(const DecodeStep&) = delete;
-  DecodeStep& operator=(const DecodeStep&) = delete;
 
   /// Selection and attention of one layer, for capture or direct launch: the sink and window
-  /// blocks, which follow from the length, are attended to while the other blocks are scored; the
-  /// attention to those joins both. With no selector the layer is dense. Buffers as in
-  /// DecodeAttention::run.
+  /// blocks, which follow from the length, are attended to while the other blocks are scored. With
+  /// no selector the layer is dense. Buffers as in DecodeAttention::run.
   void enqueue(const KvCache& cache, const void* q, DecodeSelector* selector, void* out, float* lse,
                cudaStream_t stream);
 
@@ -32,9 +28,6 @@ class DecodeStep {
 
  private:
   DecodeAttention attention_;
-  cudaStream_t side_ = nullptr;
-  cudaEvent_t fork_ = nullptr;
-  cudaEvent_t join_ = nullptr;
 };
 
 /// An instantiated graph.
