@@ -12,5 +12,6 @@ namespace sw {
 void setup_trace(Program& program, const std::vector<std::string>& argv);
 void setup_model(Program& program, const std::vector<std::string>& argv);
 void setup_run(Program& program, const std::vector<std::string>& argv);
+void setup_submit(Program& program);
 
 }  // namespace sw

@@ -5,5 +5,6 @@ int main(int argc, char** argv) {
   sw::setup_trace(program, {argv, argv + argc});
   sw::setup_model(program, {argv, argv + argc});
   sw::setup_run(program, {argv, argv + argc});
+  sw::setup_submit(program);
   return program.run(argc, argv);
 }

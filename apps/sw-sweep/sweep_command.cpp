@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -9,6 +10,7 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/text.hpp"
+#include "mpi_queue.hpp"
 #include "report/report_file.hpp"
 #include "report/sweep_head.hpp"
 #include "report/sweep_report.hpp"
@@ -34,22 +36,80 @@ void open_journal(OpenJournal& open, SweepJob& job, const std::string& path, con
   if (!open.begun) open.journal->append(job.begin());
 }
 
-std::size_t count_finished(const Sweep& sweep, const std::vector<std::size_t>& units) {
-  return static_cast<std::size_t>(std::count_if(
-      units.begin(), units.end(), [&](std::size_t unit) { return sweep.finished(unit); }));
+std::vector<std::size_t> finished_units(const Sweep& sweep, const std::vector<std::size_t>& units) {
+  std::vector<std::size_t> finished;
+  std::copy_if(units.begin(), units.end(), std::back_inserter(finished),
+               [&](std::size_t unit) { return sweep.finished(unit); });
+  return finished;
 }
 
-int finish_report(OpenJournal& open, const ReportPaths& paths, bool force) {
+/// An identity as a journal holds it: what is not UTF-8 is replaced.
+std::string text_of(const nlohmann::json& identity) {
+  return identity.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+/// Takes note of what ranks did that an earlier MPI job had and this run, of `ranks`, has not, and
+/// adds their journals to `journals`.
+void note_absent_ranks(SweepJob& job, const ReportPaths& paths, int ranks,
+                       std::vector<std::string>& journals) {
+  for (const auto& [rank, path] : find_rank_journals(paths)) {
+    if (rank < ranks) continue;
+    const JournalReader reader(path);
+    const std::string differences = journal_differences(
+        reader.identity(), nlohmann::json::parse(text_of(job.identity(Shard()))));
+    if (!differences.empty()) {
+      throw Error(ErrorKind::kUsage, "'" + path + "' is of another run: " + differences,
+                  "choose another -o, or delete the journal to start again");
+    }
+    reader.read([&](nlohmann::json&& entry) { job.sweep().note(entry); });
+    journals.push_back(path);
+  }
+}
+
+/// The same for the other ranks of this job, once it has ended.
+void note_ranks(SweepJob& job, const ReportPaths& paths, int ranks,
+                std::vector<std::string>& journals) {
+  for (int rank = 1; rank < ranks; ++rank) {
+    journals.push_back(rank_journal_path(paths, rank));
+    JournalReader(journals.back()).read([&](nlohmann::json&& entry) { job.sweep().note(entry); });
+  }
+}
+
+void say_begin(std::size_t units, std::size_t finished, const std::string& where) {
+  std::cerr << units << " units of work" << where << ", " << finished << " of them finished\n";
+}
+
+int finish_shard(const Shard& shard, const ReportPaths& paths, const std::string& journal) {
+  const std::string stem = paths.json.substr(0, paths.json.size() - 5);
+  std::cout << "Shard " << shard.text() << " is finished: " << journal << "\n"
+            << "When all are: sw-report merge " << paths.json << " " << stem << ".shard-*-of-"
+            << shard.count << ".journal\n";
+  return 0;
+}
+
+int finish_report(OpenJournal& open, const std::vector<std::string>& journals,
+                  const ReportPaths& paths, bool force) {
   const bool replace = force || open.reported;
   if (!open.reported) open.journal->append(report_mark());
-  const std::string path = open.journal->path();
-  const SweepOutcome outcome = write_sweep_report({&path, 1}, paths, replace);
+  const SweepOutcome outcome = write_sweep_report(journals, paths, replace);
+  for (const std::string& note : outcome.notes) std::cerr << "note: " << note << "\n";
   std::cout << outcome.table << "Report: " << paths.json << " (every number), " << paths.hdf5
-            << " (arrays), " << path << " (what ran)\n";
+            << " (arrays), " << open.journal->path() << " (what ran)\n";
   if (outcome.failed == 0) return 0;
   std::cerr << outcome.failed << " of " << outcome.cells
             << " cells failed; the report has the reasons\n";
   return kExitSomeFailed;
+}
+
+/// Says why a sweep ended before it was finished, and returns the exit code that says so too.
+int say_unfinished(SweepEnd end, std::size_t finished, std::size_t units,
+                   const std::string& command, const std::string& journal) {
+  const char* reason = end == SweepEnd::kStopped     ? "stopped by a signal"
+                       : end == SweepEnd::kOutOfTime ? "out of time"
+                                                     : "another process was stopped";
+  std::cerr << reason << ": " << finished << " of " << units << " units are finished and safe in '"
+            << journal << "'\ngo on with: " << command << "\n";
+  return end == SweepEnd::kStopped ? 128 + signal_received() : kExitOutOfTime;
 }
 
 }  // namespace
@@ -62,6 +122,9 @@ void add_options(CLI::App& command, SweepOptions& options) {
                   "Run part i of N, i/N, into OUT.shard-i-of-N.journal; sw-report merge joins "
                   "them to the report")
       ->capture_default_str();
+  command.add_flag("--mpi", options.mpi,
+                   "Share the work among the processes that mpirun started; each keeps a journal, "
+                   "OUT.journal and OUT.rank-R.journal");
   command.add_option("--max-time", options.max_time,
                      "Stop before a unit of work that would end later than this (90s, 30m, 1h30m); "
                      "exit code 124");
@@ -79,40 +142,66 @@ int run_sweep_command(const Experiment& experiment, const SweepOptions& options,
   if (options.output.empty() && !options.dry_run) {
     throw Error(ErrorKind::kUsage, "there is no place for the report", "give one with -o OUT");
   }
+  if (options.mpi && !shard.whole()) {
+    throw Error(ErrorKind::kUsage, "--mpi shares all of the work, and --shard names a part of it",
+                "use one of them");
+  }
   const ReportPaths paths = report_paths(options.output.empty() ? "OUT" : options.output);
-  if (!options.dry_run && shard.whole()) const PendingFile checked(paths.json, common.force);
+  const std::unique_ptr<MpiQueue> queue = options.mpi ? join_mpi() : nullptr;
+  const int rank = queue ? queue->rank() : 0;
+  const int ranks = queue ? queue->size() : 1;
+  const bool leads = rank == 0;
+  const bool reports = leads && shard.whole();
+  if (!options.dry_run && reports) const PendingFile checked(paths.json, common.force);
 
   watch_signals();
   const std::unique_ptr<SweepJob> job = open_job(experiment, common, paths);
   if (options.dry_run) {
-    job->print_plan(std::cout, shard);
+    if (leads) job->print_plan(std::cout, shard);
     return 0;
   }
   OpenJournal open;
-  open_journal(open, *job, journal_path(paths, shard), shard);
-  if (shard.whole()) const PendingFile checked(paths.hdf5, common.force || open.reported);
+  open_journal(open, *job, leads ? journal_path(paths, shard) : rank_journal_path(paths, rank),
+               shard);
+  std::vector<std::string> journals = {open.journal->path()};
+  if (reports) {
+    const PendingFile checked(paths.hdf5, common.force || open.reported);
+    note_absent_ranks(*job, paths, ranks, journals);
+  }
   Sweep& sweep = job->sweep();
   const std::vector<std::size_t> units = shard_units(sweep.units(), shard);
-  const std::size_t before = count_finished(sweep, units);
-  if (!common.quiet) {
-    std::cerr << units.size() << " units of work";
-    if (!shard.whole()) std::cerr << " in shard " << shard.text();
-    std::cerr << ", " << before << " of them finished in '" << open.journal->path() << "'\n";
+  const std::vector<std::size_t> finished = finished_units(sweep, units);
+  if (queue) {
+    if (!queue->begin(text_of(job->identity(shard)), units.size(), finished)) return 0;
+    if (!common.quiet && leads) {
+      say_begin(units.size(), units.size() - queue->known().size(),
+                " for " + std::to_string(ranks) + " processes");
+    }
+  } else if (!common.quiet) {
+    say_begin(units.size(), finished.size(), shard.whole() ? "" : " in shard " + shard.text());
   }
-  const SweepEnd end = run_sweep(sweep, units, *open.journal, run);
-  if (end != SweepEnd::kDone) {
-    std::cerr << (end == SweepEnd::kStopped ? "stopped by a signal" : "out of time") << ": "
-              << count_finished(sweep, units) << " of " << units.size()
-              << " units are finished and safe in '" << open.journal->path() << "'\n"
-              << "go on with: " << shell_line(argv) << "\n";
-    return end == SweepEnd::kStopped ? 128 + signal_received() : kExitOutOfTime;
+  run.quiet = common.quiet || !leads;
+  UnitList list(units);
+  const SweepEnd end =
+      run_sweep(sweep, queue ? static_cast<UnitSource&>(*queue) : list, *open.journal, run);
+  std::string command = shell_line(argv);
+  if (queue) {
+    if (!leads) open.journal.reset();
+    const bool all_well = queue->end();
+    if (!leads) return 0;
+    command = "mpirun -n " + std::to_string(ranks) + " " + command;
+    if (!all_well) {
+      std::cerr << "a process failed; go on with: " << command << "\n";
+      return 0;  // for the code of the job to be that of the process that failed
+    }
+    note_ranks(*job, paths, ranks, journals);
   }
-  if (shard.whole()) return finish_report(open, paths, common.force);
-  std::string stem = paths.json.substr(0, paths.json.size() - 5);
-  std::cout << "Shard " << shard.text() << " is finished: " << open.journal->path() << "\n"
-            << "When all are: sw-report merge " << paths.json << " " << stem << ".shard-*-of-"
-            << shard.count << ".journal\n";
-  return 0;
+  const std::size_t now = finished_units(sweep, units).size();
+  if (now < units.size()) {
+    return say_unfinished(end, now, units.size(), command, open.journal->path());
+  }
+  return reports ? finish_report(open, journals, paths, common.force)
+                 : finish_shard(shard, paths, open.journal->path());
 }
 
 }  // namespace sw

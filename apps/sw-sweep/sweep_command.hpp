@@ -16,6 +16,7 @@ inline constexpr int kExitOutOfTime = 124;
 struct SweepOptions {
   std::string output;
   std::string shard = "1/1";
+  bool mpi = false;
   std::string max_time;
   bool dry_run = false;
 };

@@ -39,6 +39,7 @@ class SweepProgress {
 
   /// Parts that `done_` is ahead of what was shown.
   std::int64_t reach() {
+    if (total_ == 0.0) return 0;
     const auto now =
         std::min<std::int64_t>(kParts, std::llround(done_ / total_ * static_cast<double>(kParts)));
     const std::int64_t parts = now - shown_;
@@ -94,20 +95,29 @@ std::vector<std::size_t> shard_units(std::span<const SweepUnit> units, const Sha
   return chosen;
 }
 
-SweepEnd run_sweep(Sweep& sweep, std::span<const std::size_t> units, Journal& journal,
+SweepEnd run_sweep(Sweep& sweep, UnitSource& source, Journal& journal,
                    const SweepRunOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   };
+  const auto cost = [&](std::size_t u) { return sweep.units()[u].cost; };
+  const std::span<const std::size_t> known = source.known();
   double total = 0.0;
-  for (std::size_t u : units) total += sweep.units()[u].cost;
+  for (std::size_t u : known) total += cost(u);
   SweepProgress progress(total, options.quiet);
-  for (std::size_t u : units) {
-    if (sweep.finished(u)) progress.skip(sweep.units()[u].cost);
+  for (std::size_t u : known) {
+    if (sweep.finished(u)) progress.skip(cost(u));
   }
-  for (std::size_t u : units) {
+  auto passed = known.begin();
+  while (const std::optional<std::size_t> next = source.next()) {
+    const std::size_t u = *next;
+    for (; passed != known.end() && *passed < u; ++passed) {
+      // Units before this one that did not come here are another process's.
+      if (!sweep.finished(*passed)) progress.advance(cost(*passed), sweep.units()[*passed].name);
+    }
     if (sweep.finished(u)) continue;
+    if (options.stop && options.stop()) return SweepEnd::kStopped;
     // A tenth more than expected: a unit that ends after the limit is a limit that was not kept.
     const double expected = 1.1 * expected_seconds(sweep, u).value_or(0.0);
     if (elapsed() + expected > options.max_seconds) return SweepEnd::kOutOfTime;
@@ -124,9 +134,14 @@ SweepEnd run_sweep(Sweep& sweep, std::span<const std::size_t> units, Journal& jo
       return SweepEnd::kStopped;
     }
     progress.advance(before + unit.cost - progress.done(), unit.name);
-    if (options.stop && options.stop() && u != units.back()) return SweepEnd::kStopped;
   }
   return SweepEnd::kDone;
+}
+
+SweepEnd run_sweep(Sweep& sweep, std::span<const std::size_t> units, Journal& journal,
+                   const SweepRunOptions& options) {
+  UnitList source({units.begin(), units.end()});
+  return run_sweep(sweep, source, journal, options);
 }
 
 }  // namespace sw

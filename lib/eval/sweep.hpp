@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "eval/journal.hpp"
+#include "eval/unit_source.hpp"
 
 /// Long evaluations cut into units of work, each of which ends in entries of a journal. Who runs
 /// which unit, in which order and in how many processes, changes nothing in the result: a report is
@@ -79,8 +80,12 @@ struct SweepRunOptions {
   bool quiet = false;
 };
 
-/// Runs those of `units` that are not finished, in order. The journal was opened with a visitor
-/// that hands its entries to sweep.note(). Throws what the journal and the machine throw.
+/// Runs the units that `source` hands out and that are not finished. The journal was opened with a
+/// visitor that hands its entries to sweep.note(). A unit that was taken and not run, because of
+/// the time or a stop, is left for the next run. Throws what the journal and the machine throw.
+SweepEnd run_sweep(Sweep& sweep, UnitSource& source, Journal& journal,
+                   const SweepRunOptions& options);
+/// The same for units that are known from the start.
 SweepEnd run_sweep(Sweep& sweep, std::span<const std::size_t> units, Journal& journal,
                    const SweepRunOptions& options);
 

@@ -1,11 +1,13 @@
 #include "report/sweep_report.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/file.hpp"
 #include "eval/layer_entry.hpp"
 #include "report/model_report.hpp"
 #include "report/sweep_head.hpp"
@@ -99,6 +101,18 @@ Json read_all(std::span<const JournalReader> journals, std::vector<std::string>&
     }
   }
   return begin;
+}
+
+/// "OUT" of OUT.json.
+std::string stem(const ReportPaths& paths) {
+  return paths.json.substr(0, paths.json.size() - std::string_view(".json").size());
+}
+
+/// Whether a journal holds its first lines whole; a process that was killed at once leaves less.
+bool has_begun(const std::string& path) {
+  const MappedFile file(path);
+  const auto newline = std::byte{'\n'};
+  return std::count(file.bytes().begin(), file.bytes().end(), newline) >= 2;
 }
 
 std::string layer_name(const Report& head, std::size_t input, std::int64_t layer) {
@@ -252,10 +266,29 @@ SweepOutcome write_sweep_report(std::span<const std::string> paths_of_journals,
 }
 
 std::string journal_path(const ReportPaths& paths, const Shard& shard) {
-  const std::string stem = paths.json.substr(0, paths.json.size() - std::string(".json").size());
-  if (shard.whole()) return stem + ".journal";
-  return stem + ".shard-" + std::to_string(shard.index) + "-of-" + std::to_string(shard.count) +
-         ".journal";
+  if (shard.whole()) return stem(paths) + ".journal";
+  return stem(paths) + ".shard-" + std::to_string(shard.index) + "-of-" +
+         std::to_string(shard.count) + ".journal";
+}
+
+std::string rank_journal_path(const ReportPaths& paths, int rank) {
+  return stem(paths) + ".rank-" + std::to_string(rank) + ".journal";
+}
+
+std::vector<std::pair<int, std::string>> find_rank_journals(const ReportPaths& paths) {
+  namespace fs = std::filesystem;
+  std::vector<std::pair<int, std::string>> found;
+  const std::string prefix = fs::path(stem(paths)).filename().string() + ".rank-";
+  const std::string folder = fs::path(paths.json).parent_path().string();
+  for (const auto& entry : fs::directory_iterator(folder.empty() ? "." : folder)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(prefix) || !entry.is_regular_file()) continue;
+    const int rank = std::atoi(name.c_str() + prefix.size());
+    const std::string path = rank_journal_path(paths, rank);
+    if (fs::path(path).filename() == name && has_begun(path)) found.emplace_back(rank, path);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
 }
 
 }  // namespace sw

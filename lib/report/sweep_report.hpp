@@ -2,6 +2,7 @@
 
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "eval/sweep.hpp"
@@ -27,5 +28,11 @@ SweepOutcome write_sweep_report(std::span<const std::string> journals, const Rep
 /// The journal of a shard beside the report that it is for: "OUT.journal", or
 /// "OUT.shard-2-of-4.journal".
 std::string journal_path(const ReportPaths& paths, const Shard& shard);
+
+/// The journal of a rank of an MPI job that is not the first, "OUT.rank-2.journal"; that of the
+/// first is OUT.journal. Whoever does the work, they are journals of the whole sweep.
+std::string rank_journal_path(const ReportPaths& paths, int rank);
+/// The journals of ranks that there are and in which something was begun, by rank.
+std::vector<std::pair<int, std::string>> find_rank_journals(const ReportPaths& paths);
 
 }  // namespace sw
