@@ -139,7 +139,7 @@ void Walk::product(const SplitMatrix& a, SplitMatrix& state, cudaStream_t stream
     bare = &odd_;
   }
   state.resize(a.blocks());
-  finish_rows(bare->values(), bare->stride(), 1, 0, rule, state, stream);
+  finish_rows(bare->values(), bare->stride(), 1, 0, {}, rule, state, stream);
 }
 
 KernelCost Walk::cost(int blocks, int products) {
