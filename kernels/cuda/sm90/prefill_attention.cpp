@@ -1,7 +1,5 @@
 #include "kernels/cuda/sm90/prefill_attention.hpp"
 
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,6 +8,7 @@
 #include "core/error.hpp"
 #include "kernels/cuda/common/error.hpp"
 #include "kernels/cuda/sm90/prefill_params.hpp"
+#include "kernels/cuda/sm90/tensor_map.hpp"
 
 namespace sw::cuda {
 namespace {
@@ -24,47 +23,16 @@ bool aligned(const void* data, std::int64_t head_stride, std::int64_t token_stri
          head_stride * kElementBytes % 16 == 0 && token_stride * kElementBytes % 16 == 0;
 }
 
-/// cuTensorMapEncodeTiled, found through the runtime so that nothing links the driver library.
-PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                         cudaEnableDefault, &result),
-        "search for cuTensorMapEncodeTiled");
-  if (result != cudaDriverEntryPointSuccess) {
-    throw Error(ErrorKind::kResource, "the GPU driver has no cuTensorMapEncodeTiled",
-                "update the driver to one for CUDA 12 or later");
-  }
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-}
-
 CUtensorMap tensor_map(Element element, const HeadsPointer& x, int heads, std::int64_t tokens,
                        int dim) {
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = tensor_map_encoder();
-  const std::array<cuuint64_t, 3> dims = {static_cast<cuuint64_t>(dim),
-                                          static_cast<cuuint64_t>(tokens),
-                                          static_cast<cuuint64_t>(heads)};
-  const std::array<cuuint64_t, 2> strides = {
-      static_cast<cuuint64_t>(x.token_stride * kElementBytes),
-      static_cast<cuuint64_t>(x.head_stride * kElementBytes)};
-  const std::array<cuuint32_t, 3> box = {64, kFine, 1};
-  const std::array<cuuint32_t, 3> steps = {1, 1, 1};
-  CUtensorMap map{};
-  const CUresult status =
-      encode(&map,
-             element == Element::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                       : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-             3, const_cast<void*>(x.data), dims.data(), strides.data(), box.data(), steps.data(),
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             dim >= 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) {
-    throw Error(ErrorKind::kResource, "the GPU driver refused a tensor map of " +
-                                          std::to_string(heads) + " heads of " +
-                                          std::to_string(tokens) + " tokens (CUDA error " +
-                                          std::to_string(static_cast<int>(status)) + ")");
-  }
-  return map;
+  return make_tensor_map({element == Element::kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                    : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                          x.data,
+                          {static_cast<std::uint64_t>(dim), static_cast<std::uint64_t>(tokens),
+                           static_cast<std::uint64_t>(heads)},
+                          {static_cast<std::uint64_t>(x.token_stride * kElementBytes),
+                           static_cast<std::uint64_t>(x.head_stride * kElementBytes)},
+                          {64, kFine, 1}});
 }
 
 template <int kDim>

@@ -246,6 +246,66 @@ TEST(CudaTransition, MatchesTheReference) {
   }
 }
 
+TEST(StripPieces, HoldEveryItemOnce) {
+  for (const int heads : {1, 3, 32}) {
+    for (int strips = 1; strips <= 33; strips += 4) {
+      for (int clusters = 1; clusters <= std::min(132, strips * heads); ++clusters) {
+        const StripPieces pieces{heads, strips * heads, clusters};
+        ASSERT_EQ(pieces.begin(0), 0);
+        ASSERT_EQ(pieces.begin(clusters), pieces.items);
+        std::vector<int> count(static_cast<std::size_t>(strips));
+        for (int cluster = 0; cluster < clusters; ++cluster) {
+          int strip = -1;
+          for (int item = pieces.begin(cluster); item < pieces.begin(cluster + 1); ++item) {
+            ASSERT_EQ(pieces.cluster_of(item), cluster);
+            if (item / heads != strip) ++count[static_cast<std::size_t>(strip = item / heads)];
+          }
+          ASSERT_GE(strip, 0) << "a cluster without work";
+        }
+        for (int strip = 0; strip < strips; ++strip) {
+          ASSERT_EQ(pieces.count(strip), count[static_cast<std::size_t>(strip)]);
+        }
+      }
+    }
+  }
+}
+
+/// Beyond 128 blocks Hopper's clusters of 2 to 8 CTAs hold the rows of scores, some of them only in
+/// part.
+void expect_clusters_match(const Shape& shape, std::int64_t blocks, const Preset& preset) {
+  SCOPED_TRACE(std::string(preset.name) + ", blocks " + std::to_string(blocks));
+  const auto reference = make_reference_backend();
+  const std::int64_t n = blocks * 64 - 23;
+  Layer layer(shape, n, Element::kBf16, static_cast<unsigned>(blocks));
+  Transition transition({shape.heads, shape.kv_heads, shape.dim, n, 1}, preset.sketch);
+  SplitMatrix a(static_cast<int>(blocks),
+                preset.walk.kind == WalkParams::Kind::kProduct ? Split::kBf16 : Split::kF16);
+  transition.run(layer.q_pointer(), layer.k_pointer(), layer.element, n, 0, a, nullptr);
+  synchronize(nullptr, "transition");
+  const Matrix want = reference->transition(layer.problem(), preset.sketch, nullptr);
+  const double bound = transition_bound(layer, preset.sketch);
+  const double worst = expect_close(a.download(), want, transition.out_scale(), bound);
+  std::printf("A   %-24s b %4d relative error %.1e (bound %.1e)\n", preset.name,
+              static_cast<int>(blocks), worst, bound);
+}
+
+TEST(CudaTransition, SmallClustersMatchTheReference) {
+  SW_REQUIRE_GPU(8);
+  for (const std::int64_t blocks : {129, 256, 300}) {
+    expect_clusters_match({6, 2, 128}, blocks, release());
+    expect_clusters_match({5, 5, 64}, blocks, presets()[4]);
+  }
+}
+
+TEST(CudaTransition, LargeClustersMatchTheReference) {
+  SW_REQUIRE_GPU(8);
+  expect_clusters_match({8, 2, 128}, 700, release());
+  expect_clusters_match({3, 1, 96}, 1025, presets()[4]);
+  expect_clusters_match({4, 4, 64}, 1100, preprint());
+  expect_clusters_match({2, 1, 128}, 2048, release());
+  expect_clusters_match({2, 2, 64}, 2049, release());  // more than a cluster holds
+}
+
 TEST(CudaTransition, NotANumberReachesTheScores) {
   SW_REQUIRE_GPU(8);
   const Shape shape{4, 2, 64};
@@ -297,7 +357,7 @@ void upload(const Matrix& from, SplitMatrix& to) {
   }
   const DeviceBuffer<float> device{std::span<const float>(host)};
   to.resize(static_cast<int>(from.rows()));
-  finish_rows(device.data(), stride, 1, 0, {}, to, nullptr);
+  finish_rows(device.data(), stride, 1, 0, {}, {}, to, nullptr);
   synchronize(nullptr, "upload of a matrix");
 }
 
@@ -628,9 +688,14 @@ TEST(CudaSelector, LargeContext) {
 
 TEST(CudaSelector, SameBitsFromRunToRunAndFromAGraph) {
   SW_REQUIRE_GPU(8);
-  const Shape shape{32, 8, 128};
-  const std::int64_t n = 4777;
-  for (const bool portable : {false, true})
+  struct Case {
+    Shape shape;
+    std::int64_t n;
+    bool portable;
+  };
+  for (const auto& [shape, n, portable] :
+       {Case{{32, 8, 128}, 4777, false}, Case{{32, 8, 128}, 4777, true},
+        Case{{6, 2, 128}, 64 * 300 - 5, false}, Case{{6, 2, 128}, 64 * 300 - 5, true}})
     for (const Preset& preset : {release(), preprint()}) {
       const auto guard = products(portable);
       const Layer layer(shape, n, Element::kBf16, 9);

@@ -21,21 +21,44 @@ __device__ inline void wait_for_previous() {
 #endif
 }
 
-/// Launches a kernel that begins with wait_for_previous().
+/// The launch of a kernel that begins with wait_for_previous(), from sm_90 in clusters of `cluster`
+/// CTAs along x.
+class ChainedLaunch {
+ public:
+  ChainedLaunch(dim3 grid, int threads, std::size_t shared, cudaStream_t stream,
+                unsigned cluster = 1) {
+    attributes_[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes_[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes_[1].id = cudaLaunchAttributeClusterDimension;
+    attributes_[1].val.clusterDim.x = cluster;
+    attributes_[1].val.clusterDim.y = 1;
+    attributes_[1].val.clusterDim.z = 1;
+    config_.gridDim = grid;
+    config_.blockDim = dim3(static_cast<unsigned>(threads));
+    config_.dynamicSmemBytes = shared;
+    config_.stream = stream;
+    config_.attrs = attributes_;
+    config_.numAttrs = cluster > 1 ? 2 : 1;
+  }
+  ChainedLaunch(const ChainedLaunch&) = delete;
+  ChainedLaunch& operator=(const ChainedLaunch&) = delete;
+
+  cudaLaunchConfig_t& config() { return config_; }
+
+  template <class... Params, class... Args>
+  void run(const char* name, void (*kernel)(Params...), Args&&... args) {
+    check(cudaLaunchKernelEx(&config_, kernel, std::forward<Args>(args)...), name);
+  }
+
+ private:
+  cudaLaunchAttribute attributes_[2] = {};
+  cudaLaunchConfig_t config_ = {};
+};
+
 template <class... Params, class... Args>
 void launch_chained(const char* name, void (*kernel)(Params...), dim3 grid, int threads,
                     std::size_t shared, cudaStream_t stream, Args&&... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
+  ChainedLaunch(grid, threads, shared, stream).run(name, kernel, std::forward<Args>(args)...);
 }
 
 }  // namespace sw::cuda

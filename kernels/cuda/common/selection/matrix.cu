@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 
 #include "kernels/cuda/common/error.hpp"
@@ -17,6 +18,7 @@ struct FinishArgs {
   std::int64_t in_stride;
   int chunks;
   std::int64_t chunk_stride;
+  StripPieces pieces;
   RowRule rule;
   int blocks;
   std::int64_t stride;
@@ -65,19 +67,40 @@ __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishArgs p) {
     }
     return;
   }
+  const int chunks = p.pieces.heads > 0 ? p.pieces.count(i / kStripRows) : p.chunks;
   const float factor = i + 1 == p.blocks ? p.rule.last_factor : p.rule.factor;
   const int visible = p.rule.causal ? i + 1 : p.blocks;
+  // Threads beyond a short row take some of its chunks.
+  const int groups = max(1, min(kThreads / quads, chunks));
+  const auto add_chunks = [&](float(&x)[4], int quad, int first, int step) {
+#pragma unroll 8  // that many loads under way
+    for (int c = first; c < chunks; c += step) {
+      const float4 more =
+          *reinterpret_cast<const float4*>(p.in + c * p.chunk_stride + i * p.in_stride + quad * 4);
+      x[0] += more.x, x[1] += more.y, x[2] += more.z, x[3] += more.w;
+    }
+  };
+  if (groups > 1) {
+    const int quad = static_cast<int>(threadIdx.x) % quads;
+    const int group = static_cast<int>(threadIdx.x) / quads;
+    if (group < groups) {
+      float x[4] = {};
+      if (quad * 4 < visible) add_chunks(x, quad, group, groups);
+      row_values[threadIdx.x] = float4{x[0], x[1], x[2], x[3]};
+    }
+    __syncthreads();
+  }
   float largest = 0.0f;
   float sum = 0.0f;
   for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
     float x[4] = {};
-    if (quad * 4 < visible) {
-#pragma unroll 8  // that many loads under way
-      for (int c = 0; c < p.chunks; ++c) {
-        const float4 more = *reinterpret_cast<const float4*>(p.in + c * p.chunk_stride +
-                                                             i * p.in_stride + quad * 4);
+    if (groups > 1) {
+      for (int group = 0; group < groups; ++group) {
+        const float4 more = row_values[group * quads + quad];
         x[0] += more.x, x[1] += more.y, x[2] += more.z, x[3] += more.w;
       }
+    } else if (quad * 4 < visible) {
+      add_chunks(x, quad, 0, 1);
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -154,10 +177,12 @@ Matrix SplitMatrix::download() const {
 }
 
 void finish_rows(const float* in, std::int64_t in_stride, int chunks, std::int64_t chunk_stride,
-                 const RowRule& rule, const SplitMatrix& out, cudaStream_t stream) {
-  const FinishArgs args{in,           in_stride,    chunks,       chunk_stride, rule,
+                 const StripPieces& pieces, const RowRule& rule, const SplitMatrix& out,
+                 cudaStream_t stream) {
+  const FinishArgs args{in,           in_stride,    chunks,       chunk_stride, pieces,   rule,
                         out.blocks(), out.stride(), out.values(), out.high(),   out.low()};
-  const auto shared = static_cast<std::size_t>(out.stride()) * sizeof(float);
+  const auto shared =
+      std::max(static_cast<std::size_t>(out.stride()) * sizeof(float), kThreads * sizeof(float4));
   const auto launch = [&](auto kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared)),

@@ -69,10 +69,35 @@ struct RowRule {
   bool normalize = false;
 };
 
+inline constexpr int kStripRows = 64;  ///< of a matrix
+
+/// How clusters share a matrix that is a sum over heads: an item is a strip of rows and a head, and
+/// each cluster takes as many of them, in order. The items of a strip that one cluster has are a
+/// piece; the pieces of a strip are numbered from 0.
+struct StripPieces {
+  int heads = 0;
+  int items = 0;
+  int clusters = 0;
+
+  /// First item of a cluster.
+  constexpr int begin(int cluster) const {
+    return static_cast<int>(std::int64_t{cluster} * items / clusters);
+  }
+  constexpr int cluster_of(int item) const {
+    return static_cast<int>(((item + std::int64_t{1}) * clusters - 1) / items);
+  }
+  /// Pieces of a strip.
+  constexpr int count(int strip) const {
+    return cluster_of((strip + 1) * heads - 1) - cluster_of(strip * heads) + 1;
+  }
+};
+
 /// out := rule(in), in [chunks][blocks, in_stride] with `chunk_stride` elements between chunks
-/// (both strides multiples of 4, in_stride at least blocks), on `stream`. Allocates nothing.
-/// out.blocks() rows; one read of `in`, one write of `out`.
+/// (both strides multiples of 4, in_stride at least blocks), on `stream`. With `pieces` (of any
+/// heads) a row has as many chunks as its strip has pieces. Allocates nothing. out.blocks() rows;
+/// one read of `in`, one write of `out`.
 void finish_rows(const float* in, std::int64_t in_stride, int chunks, std::int64_t chunk_stride,
-                 const RowRule& rule, const SplitMatrix& out, cudaStream_t stream);
+                 const StripPieces& pieces, const RowRule& rule, const SplitMatrix& out,
+                 cudaStream_t stream);
 
 }  // namespace sw::cuda

@@ -289,8 +289,9 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
       commit_copies();
     };
     for (int i = 0; i < p.stages - Tile::kBehind; ++i) load();
-    // log2 of the denominator of a row, which lies in the 4 lanes of a quad.
-    const auto row_lse = [](const auto& logits, int half) {
+    // Logits of a row, which lies in the 4 lanes of a quad, become exponentials; returns what makes
+    // them probabilities.
+    const auto exponentiate = [](auto& logits, int half) {
       float largest = -INFINITY;
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
@@ -303,13 +304,17 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
       float total = 0.0f;
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
-        total += exp2_fast(logits[n][half * 2] - base);
-        total += exp2_fast(logits[n][half * 2 + 1] - base);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float& x = logits[n][half * 2 + c];
+          x = exp2_fast(x - base);
+          total += x;
+        }
       }
       for (int offset = 1; offset < 4; offset *= 2) {
         total += __shfl_xor_sync(0xffffffffu, total, offset);
       }
-      return total == 0.0f ? 0.0f : base + log2f(total);
+      return total == 0.0f ? 0.0f : 1.0f / total;
     };
     const auto add_head = [&](auto& acc, int h, auto edge_tile) {
       const float(*scale)[kTile] = scales[h % kScaleBuffers];
@@ -343,13 +348,15 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
               if (edge_tile() && !visible(p, u0 + row, v)) x = -INFINITY;
             }
           }
-          if constexpr (kOnePass) lse = row_lse(acc[m], half);
+          float factor = 1.0f;
+          if constexpr (kOnePass) factor = exponentiate(acc[m], half);
 #pragma unroll
           for (int n = 0; n < kN; ++n) {
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
               const float x = acc[m][n][half * 2 + c];
-              sum[m][n][half * 2 + c] += exp2_fast(kOnePass ? x - lse : x);
+              float& to = sum[m][n][half * 2 + c];
+              to = kOnePass ? fmaf(x, factor, to) : to + exp2_fast(x);
             }
           }
         }

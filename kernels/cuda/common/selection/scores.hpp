@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/common/selection/matrix.hpp"
+
 /// Scores of pooled queries and keys: arguments of the two kernels, and their launches.
 namespace sw::cuda {
 
@@ -34,9 +36,18 @@ struct ScoreArgs {
   int stages;
 };
 
-/// Fills lse, then sums, with mma.sync (sm_80 and later).
+/// Fills lse, then sums, with mma.sync (sm_80 and later). `head_chunk` is set.
 void launch_scores_portable(const ScoreArgs& args, int head_chunks, cudaStream_t stream);
 /// The same with wgmma (sm_90).
 void launch_scores_hopper(const ScoreArgs& args, int head_chunks, cudaStream_t stream);
+
+inline constexpr int kMaxStripBlocks = 2048;
+
+/// Whether launch_score_strips() can: pools of whole blocks, more than one tile of them, and no
+/// more than a cluster holds.
+bool fits_strips(const ScoreArgs& args);
+/// Fills sums alone, in one pass (sm_90), in pieces instead of head chunks: at most `capacity` (2
+/// or more) of a strip.
+StripPieces launch_score_strips(const ScoreArgs& args, std::int64_t capacity, cudaStream_t stream);
 
 }  // namespace sw::cuda

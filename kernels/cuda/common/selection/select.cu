@@ -149,16 +149,40 @@ class Row {
     // Bits above the first that differs are known.
     const unsigned first = 0x80000000u >> __clz(static_cast<int>(differing));
     unsigned threshold = largest & ~(2 * first - 1);
-    for (unsigned bit = first; bit != 0; bit >>= 1) {
-      const unsigned candidate = threshold | bit;
-      int count = 0;
+    if constexpr (kThreads * kItems < 1024) {  // three counts fit in a word: two bits a round
+      for (unsigned bit = first; bit != 0; bit >>= 2) {
+        const unsigned candidates[3] = {threshold | bit >> 1, threshold | bit,
+                                        threshold | bit | bit >> 1};
+        int counts = 0;
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) count += flags[i] && keys[i] >= candidate;
-      count = sum(count);
-      if (count >= wanted) {
-        threshold = candidate;
-        reaching = count;
-        if (!kExact && count == wanted) break;
+        for (int i = 0; i < kItems; ++i) {
+#pragma unroll
+          for (int c = 0; c < 3; ++c) counts += (flags[i] && keys[i] >= candidates[c]) << 10 * c;
+        }
+        counts = sum(counts);
+        bool found = false;
+#pragma unroll
+        for (int c = 2; c >= 0; --c) {
+          const int count = counts >> 10 * c & 1023;
+          if (found || count < wanted) continue;
+          found = true;
+          threshold = candidates[c];
+          reaching = count;
+        }
+        if (!kExact && reaching == wanted) break;
+      }
+    } else {
+      for (unsigned bit = first; bit != 0; bit >>= 1) {
+        const unsigned candidate = threshold | bit;
+        int count = 0;
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) count += flags[i] && keys[i] >= candidate;
+        count = sum(count);
+        if (count >= wanted) {
+          threshold = candidate;
+          reaching = count;
+          if (!kExact && count == wanted) break;
+        }
       }
     }
     return threshold;
@@ -178,23 +202,10 @@ __global__ void __launch_bounds__(kThreads) select_rows(SelectArgs p) {
   using RowType = Row<kThreads, kItems>;
   __shared__ typename RowType::Shared shared;
   RowType row(shared);
-  wait_for_previous();
   const int r = static_cast<int>(blockIdx.x);
   const int set = static_cast<int>(blockIdx.y);
   const std::int64_t index = static_cast<std::int64_t>(set) * p.rows + r;
   const int candidates = p.first_row + r + 1;
-
-  unsigned keys[kItems];
-  bool is_nan = false;
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    const int j = RowType::block(i);
-    float x = 0.0f;
-    if (p.scores != nullptr && j < candidates) x = p.scores[index * p.stride + j];
-    is_nan |= isnan(x);
-    keys[i] = ordered(x);
-  }
-  if (is_nan) *p.nan = 1;
 
   // What the row keeps whatever its scores, and how many blocks in all.
   std::int64_t window = 1;
@@ -228,6 +239,19 @@ __global__ void __launch_bounds__(kThreads) select_rows(SelectArgs p) {
     window = p.window_blocks;
     sink = p.sink_blocks;
   }
+
+  wait_for_previous();
+  unsigned keys[kItems];
+  bool is_nan = false;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int j = RowType::block(i);
+    float x = 0.0f;
+    if (p.scores != nullptr && j < candidates) x = p.scores[index * p.stride + j];
+    is_nan |= isnan(x);
+    keys[i] = ordered(x);
+  }
+  if (is_nan) *p.nan = 1;
 
   constexpr auto kFree = static_cast<std::uint8_t>(kNumParts);
   std::uint8_t part[kItems];

@@ -268,7 +268,9 @@ Transition::Transition(const AttentionShape& shape, const SketchParams& params)
   const std::int64_t padded =
       SplitMatrix::padded((shape.max_tokens + params.block - 1) / params.block);
   const std::int64_t filling = std::int64_t{2} * multiprocessors() * kTile * kTile;
-  sums_ = DeviceBuffer<float>(static_cast<std::size_t>(std::max(padded * padded, filling)));
+  const std::int64_t matrices = padded <= kMaxStripBlocks ? 2 : 1;
+  sums_ =
+      DeviceBuffer<float>(static_cast<std::size_t>(std::max(matrices * padded * padded, filling)));
   if (transformed_) {
     std::vector<float> signs;
     std::vector<std::int32_t> permutation;
@@ -374,10 +376,14 @@ void Transition::score(cudaStream_t stream) {
   const int row_tiles = p.padded_queries / kTile;
   const int col_tiles = p.padded_keys / kTile;
   const auto capacity = static_cast<std::int64_t>(sums_.size()) / (p.blocks * p.sum_stride);
+  pieces_ = {};
+  if (has_warpgroups() && fits_strips(p)) {
+    pieces_ = launch_score_strips(p, capacity, stream);
+    return;
+  }
   head_chunks_ = choose_head_chunks(row_tiles * col_tiles, p.heads, multiprocessors(), capacity);
   p.head_chunk = (p.heads + head_chunks_ - 1) / head_chunks_;
   head_chunks_ = (p.heads + p.head_chunk - 1) / p.head_chunk;
-
   if (has_warpgroups()) {
     launch_scores_hopper(p, head_chunks_, stream);
   } else {
@@ -396,7 +402,8 @@ void Transition::finish(SplitMatrix& out, cudaStream_t stream) {
   rule.last_factor = static_cast<float>(scale / (queries_.heads * last));
   rule.sharpness = static_cast<float>(params_.sharpness);
   rule.normalize = params_.normalize;
-  finish_rows(sums_.data(), out.stride(), head_chunks_, blocks * out.stride(), rule, out, stream);
+  finish_rows(sums_.data(), out.stride(), head_chunks_, blocks * out.stride(), pieces_, rule, out,
+              stream);
 }
 
 double Transition::out_scale() const {

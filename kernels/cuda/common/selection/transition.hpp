@@ -76,8 +76,9 @@ class Transition {
   Side queries_;
   Side keys_;
   DeviceBuffer<float> lse_;   ///< [heads][padded query pools], log2 of the softmax denominators
-  DeviceBuffer<float> sums_;  ///< [head chunks][blocks, padded blocks]
+  DeviceBuffer<float> sums_;  ///< [head chunks, or pieces][blocks, padded blocks]
   int head_chunks_ = 1;
+  StripPieces pieces_;                      ///< without heads where there are head chunks
   DeviceBuffer<float> signs_;               ///< [layers][d']
   DeviceBuffer<std::int32_t> permutation_;  ///< [layers][d']
 };

@@ -49,13 +49,15 @@ __global__ void __launch_bounds__(kRowBlocks* kParts) walk_rows(RowsArgs p) {
     column[m] = inside && row < p.blocks ? p.a[row * p.stride + j] : 0.0f;
   }
   for (int step = 0; step < p.degree; ++step) {
-    float sum = 0.0f;
+    float sums[4] = {};
 #pragma unroll
-    for (int m = 0; m < kRows; ++m) sum = fmaf(state[part * kRows + m], column[m], sum);
-    parts[part][j] = sum;
+    for (int m = 0; m < kRows; ++m) {
+      sums[m % 4] = fmaf(state[part * kRows + m], column[m], sums[m % 4]);
+    }
+    parts[part][j] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     __syncthreads();
     if (part == 0) {
-      sum = (parts[0][j] + parts[1][j]) + (parts[2][j] + parts[3][j]);
+      const float sum = (parts[0][j] + parts[1][j]) + (parts[2][j] + parts[3][j]);
       state[j] = fmaf(p.keep, own, p.gain * sum);
     }
     __syncthreads();
@@ -139,7 +141,7 @@ void Walk::product(const SplitMatrix& a, SplitMatrix& state, cudaStream_t stream
     bare = &odd_;
   }
   state.resize(a.blocks());
-  finish_rows(bare->values(), bare->stride(), 1, 0, rule, state, stream);
+  finish_rows(bare->values(), bare->stride(), 1, 0, {}, rule, state, stream);
 }
 
 KernelCost Walk::cost(int blocks, int products) {

@@ -1,0 +1,249 @@
+#include <algorithm>
+
+#include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/selection/chain.cuh"
+#include "kernels/cuda/common/selection/launch_limits.hpp"
+#include "kernels/cuda/common/selection/mma.cuh"
+#include "kernels/cuda/common/selection/split_scale.hpp"
+#include "kernels/cuda/common/selection/tile.cuh"
+#include "kernels/cuda/common/selection/walk_step.hpp"
+#include "kernels/cuda/sm90/cluster.cuh"
+#include "kernels/cuda/sm90/ptx.cuh"
+#include "kernels/cuda/sm90/tensor_map.hpp"
+
+namespace sw::cuda {
+namespace {
+
+// out = keep A + gain X A: a CTA makes 128 rows of `out`, 64 a warpgroup. Two CTAs below one
+// another are a cluster and read the rows of A that both need once, half of them each.
+constexpr int kRows = 128;
+constexpr int kStepDepth = 32;     ///< contraction elements of a pipeline stage
+constexpr int kThreads = 3 * 128;  ///< warpgroup 0 copies, the others multiply
+constexpr int kWarpgroups = 2;
+constexpr int kCtas = 2;
+constexpr int kXRowBytes = kStepDepth * 2;
+constexpr int kXPlane = kRows * kXRowBytes;
+constexpr int kPanelCols = 64;  ///< columns of `out` whose rows of A are 128 bytes
+constexpr int kPanelPlane = kStepDepth * kPanelCols * 2;
+
+/// kPanels: 64 columns of `out` each. kTerms: 3 products of high and low parts, or 1.
+template <int kPanels, int kTerms>
+struct WalkMemory {
+  static constexpr int kPlanes = kTerms == 3 ? 2 : 1;
+  static constexpr int kStageBytes = kPlanes * (kXPlane + kPanels * kPanelPlane);
+  static constexpr int kStages = std::min(8, 4 * 48 * 1024 / kStageBytes);
+
+  struct Stage {
+    unsigned char x[kPlanes][kXPlane];
+    unsigned char a[kPanels][kPlanes][kPanelPlane];
+  };
+  Stage stages[kStages];
+  std::uint64_t full[kStages];
+  std::uint64_t empty[kStages];
+};
+
+struct TiledWalkArgs {
+  CUtensorMap x;
+  CUtensorMap a;
+  WalkArgs walk;
+};
+
+/// A descriptor of X: rows of 64 bytes in the 64-byte swizzle, 8 of them 512 bytes.
+__device__ inline std::uint64_t rows_descriptor(std::uint32_t address) {
+  return static_cast<std::uint64_t>((address & 0x3ffff) >> 4) | std::uint64_t{1} << 16 |
+         std::uint64_t{512 >> 4} << 32 | std::uint64_t{2} << 62;
+}
+
+template <class Memory>
+__device__ void copy_steps(const TiledWalkArgs& args, Memory& m, int panels, int steps) {
+  const auto rank = static_cast<int>(ptx::cluster_rank());
+  const int row = static_cast<int>(blockIdx.x) * kRows;
+  const int column = static_cast<int>(blockIdx.y) * panels * kPanelCols;
+  for (int step = 0; step < steps; ++step) {
+    const int slot = step % Memory::kStages;
+    auto& stage = m.stages[slot];
+    const std::uint32_t full = ptx::shared_address(&m.full[slot]);
+    ptx::barrier_wait(ptx::shared_address(&m.empty[slot]), (step / Memory::kStages & 1) ^ 1);
+    ptx::barrier_arrive_expect(full, Memory::kStageBytes);
+    ptx::copy_box(ptx::shared_address(stage.x), args.x, full, step * kStepDepth, row, 0);
+    if (panels == 1) {  // half of its rows each
+      constexpr int kHalf = kStepDepth / kCtas;
+      for (int plane = 0; plane < Memory::kPlanes; ++plane) {
+        ptx::copy_box_to_many(
+            ptx::shared_address(stage.a[0][plane]) + rank * kHalf * kPanelCols * 2, args.a, full,
+            column, step * kStepDepth + rank * kHalf, plane, (1u << kCtas) - 1);
+      }
+    } else {
+      for (int panel = rank; panel < panels; panel += kCtas) {
+        ptx::copy_box_to_many(ptx::shared_address(stage.a[panel]), args.a, full,
+                              column + panel * kPanelCols, step * kStepDepth, 0, (1u << kCtas) - 1);
+      }
+    }
+  }
+}
+
+template <class T, int kPanels, int kTerms>
+__device__ void multiply_steps(const WalkArgs& p, WalkMemory<kPanels, kTerms>& m, int steps) {
+  using Memory = WalkMemory<kPanels, kTerms>;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % 32;
+  const auto release = [&](int step) {
+    if (thread < kCtas) {
+      ptx::barrier_arrive_in_cluster(
+          ptx::address_in(ptx::shared_address(&m.empty[step % Memory::kStages]), thread));
+    }
+  };
+  float acc[kPanels * 32];
+  for (int step = 0; step < steps; ++step) {
+    auto& stage = m.stages[step % Memory::kStages];
+    ptx::barrier_wait(ptx::shared_address(&m.full[step % Memory::kStages]),
+                      step / Memory::kStages & 1);
+    const std::uint32_t x = ptx::shared_address(stage.x) + warpgroup * 64 * kXRowBytes;
+    const std::uint32_t a = ptx::shared_address(stage.a);
+    ptx::mma_fence();
+#pragma unroll
+    for (int k = 0; k < kStepDepth / 16; ++k) {
+      const auto x_part = [&](int plane) { return rows_descriptor(x + plane * kXPlane + k * 32); };
+      const auto a_part = [&](int plane) {
+        return ptx::matrix_descriptor(a + plane * kPanelPlane + k * 16 * kPanelCols * 2,
+                                      Memory::kPlanes * kPanelPlane);
+      };
+      ptx::mma_columns<T>(acc, x_part(0), a_part(0), step > 0 || k > 0);
+      if constexpr (kTerms == 3) {
+        ptx::mma_columns<T>(acc, x_part(0), a_part(1), true);
+        ptx::mma_columns<T>(acc, x_part(1), a_part(0), true);
+      }
+    }
+    ptx::mma_commit();
+    ptx::mma_wait<1>();
+    if (step > 0) release(step - 1);
+  }
+  ptx::mma_wait<0>();
+  ptx::pin(acc);
+
+  const float gain = p.gain / (kSplitScale<T> * kSplitScale<T>);
+  const std::int64_t row0 =
+      static_cast<std::int64_t>(blockIdx.x) * kRows + warpgroup * 64 + thread / 32 * 16 + lane / 4;
+  const std::int64_t col0 =
+      static_cast<std::int64_t>(blockIdx.y) * kPanels * kPanelCols + lane % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t i = row0 + half * 8;
+    if (i >= p.blocks) continue;
+    // All loads first: the compiler may not move one across a store.
+    float2 a[kPanels * 8] = {};
+    if (p.a != nullptr) {
+#pragma unroll
+      for (int n = 0; n < kPanels * 8; ++n) {
+        if (kPanels < 4 || col0 + n * 8 < p.stride) {
+          a[n] = *reinterpret_cast<const float2*>(p.a + i * p.stride + col0 + n * 8);
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kPanels * 8; ++n) {
+      const std::int64_t j = col0 + n * 8;
+      if (kPanels == 4 && j >= p.stride) continue;
+      const std::int64_t at = i * p.stride + j;
+      float2 out{gain * acc[n * 4 + half * 2], gain * acc[n * 4 + half * 2 + 1]};
+      out.x = j < p.blocks ? fmaf(p.keep, a[n].x, out.x) : 0.0f;
+      out.y = j + 1 < p.blocks ? fmaf(p.keep, a[n].y, out.y) : 0.0f;
+      if (p.values != nullptr) *reinterpret_cast<float2*>(p.values + at) = out;
+      if (p.high == nullptr) continue;
+      ushort2 high;
+      ushort2 low;
+      split<T>(out.x * kSplitScale<T>, high.x, low.x);
+      split<T>(out.y * kSplitScale<T>, high.y, low.y);
+      *reinterpret_cast<ushort2*>(p.high + at) = high;
+      if (p.low != nullptr) *reinterpret_cast<ushort2*>(p.low + at) = low;
+    }
+  }
+}
+
+template <class T, int kPanels, int kTerms>
+__global__ void __launch_bounds__(kThreads, 1)
+    walk_tiles(const __grid_constant__ TiledWalkArgs args) {
+  using Memory = WalkMemory<kPanels, kTerms>;
+  extern __shared__ unsigned char unaligned[];
+  auto& m = *reinterpret_cast<Memory*>(align_shared(unaligned));
+  if (threadIdx.x == 0) {
+    for (int slot = 0; slot < Memory::kStages; ++slot) {
+      ptx::barrier_init(ptx::shared_address(&m.full[slot]), 1);
+      ptx::barrier_init(ptx::shared_address(&m.empty[slot]), kWarpgroups * kCtas);
+    }
+    ptx::fence_barrier_init();
+    ptx::prefetch_map(args.x);
+    ptx::prefetch_map(args.a);
+  }
+  __syncthreads();
+  ptx::cluster_sync();
+  wait_for_previous();
+  const int steps = (args.walk.blocks + kStepDepth - 1) / kStepDepth;
+  if (threadIdx.x < 128) {
+    ptx::shrink_registers<24>();
+    if (threadIdx.x == 0) copy_steps(args, m, kPanels, steps);
+    __syncwarp();
+  } else {
+    ptx::grow_registers<240>();
+    multiply_steps<T, kPanels, kTerms>(args.walk, m, steps);
+  }
+  ptx::cluster_sync();  // the other CTA still writes to this one's memory
+}
+
+template <class T, int kPanels, int kTerms>
+void launch(const WalkArgs& walk, cudaStream_t stream) {
+  using Memory = WalkMemory<kPanels, kTerms>;
+  TiledWalkArgs args{};
+  args.walk = walk;
+  const auto stride = static_cast<std::uint64_t>(walk.stride);
+  const auto map = [&](const std::uint16_t* high, const std::uint16_t* low, std::uint32_t cols,
+                       std::uint32_t rows, std::uint32_t planes) {
+    return make_tensor_map({std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                            high,
+                            {stride, stride, 2},
+                            {stride * 2, static_cast<std::uint64_t>(low - high) * 2},
+                            {cols, rows, planes}});
+  };
+  constexpr auto kPlanes = static_cast<std::uint32_t>(Memory::kPlanes);
+  args.x = map(walk.x_high, walk.x_low, kStepDepth, kRows, kPlanes);
+  args.a = kPanels == 1 ? map(walk.a_high, walk.a_low, kPanelCols, kStepDepth / kCtas, 1)
+                        : map(walk.a_high, walk.a_low, kPanelCols, kStepDepth, kPlanes);
+  const auto kernel = walk_tiles<T, kPanels, kTerms>;
+  const int shared = static_cast<int>(sizeof(Memory)) + kAlignment;
+  const char* name = "launch of walk_tiles";
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
+  constexpr int kCols = kPanels * kPanelCols;
+  const dim3 grid(
+      static_cast<unsigned>((walk.blocks + kCtas * kRows - 1) / (kCtas * kRows) * kCtas),
+      static_cast<unsigned>((walk.blocks + kCols - 1) / kCols));
+  ChainedLaunch(grid, kThreads, static_cast<std::size_t>(shared), stream, kCtas)
+      .run(name, kernel, args);
+}
+
+/// The largest tiles that fill most of the GPU.
+template <class T, int kTerms>
+void launch_sized(const WalkArgs& args, cudaStream_t stream) {
+  const auto tiles = [&](int cols) {
+    return (args.blocks + kRows - 1) / kRows * ((args.blocks + cols - 1) / cols);
+  };
+  const int enough = multiprocessors() * 3 / 4;
+  if (tiles(256) >= enough) return launch<T, 4, kTerms>(args, stream);
+  if (tiles(128) >= enough) return launch<T, 2, kTerms>(args, stream);
+  launch<T, 1, kTerms>(args, stream);
+}
+
+}  // namespace
+
+void launch_walk_hopper(const WalkArgs& args, Split split, bool single, cudaStream_t stream) {
+  if (split == Split::kBf16) {
+    launch_sized<__nv_bfloat16, 3>(args, stream);
+  } else if (single) {
+    launch_sized<__half, 1>(args, stream);
+  } else {
+    launch_sized<__half, 3>(args, stream);
+  }
+}
+
+}  // namespace sw::cuda
