@@ -726,7 +726,6 @@ void join_sets(CellRecord& cell, CellRecord& part, std::int64_t layer) {
     if (added.empty()) added = dense(std::ssize(part.layers));
     if (array.empty()) {
       array = dense(std::ssize(cell.layers));
-      cell.row_sets = part.row_sets;
     }
     join_array(array, added, layer);
   }
@@ -744,6 +743,7 @@ void join_cell(CellRecord& cell, CellRecord&& part, std::int64_t layer) {
   if (cell.attribution.has_value() != part.attribution.has_value()) {
     mismatch(layer, "it has other arrays");
   }
+  cell.row_sets = std::max(cell.row_sets, part.row_sets);  // a dense layer has one
   cell.selects_keys = cell.selects_keys || part.selects_keys;
   if (cell.selects_keys && cell.phase == Phase::kPrefill) {  // in no layer, then
     for (const Metric metric : kAgainstBest) {

@@ -65,8 +65,14 @@ TEST(SlurmSweep, ShardsThatRunOutOfTimeGoBackIntoTheQueue) {
                              submit("--shards 2 -o out --submit --force") + " && " + kWait);
   SW_REQUIRE_SLURM(result);
   EXPECT_EQ(result.code, 0) << result.output;
-  EXPECT_EQ(count(result.output, "out of time: 1 of 6 units are finished and safe in "), 4)
-      << result.output;
+  // How often each is tried depends on when Slurm takes it back; both run out of time.
+  for (const char* shard : {"1", "2"}) {
+    EXPECT_GE(count(result.output, std::string("out of time: 1 of 6 units are finished and safe in "
+                                               "'out.shard-") +
+                                       shard + "-of-2"),
+              1)
+        << result.output;
+  }
   EXPECT_EQ(count(result.output, "sw-merge COMPLETED"), 1) << result.output;
   folder.run_alone("alone");
   folder.expect_same("alone", "out");
