@@ -101,8 +101,7 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
   Journal journal(journal_path, identity_of(report, tasks));
   // The JSON file comes last: with this mark, an HDF5 file or replies alone are what a killed run
   // left behind.
-  const bool interrupted = std::ranges::any_of(
-      journal.entries(), [](const nlohmann::json& json) { return json.contains("event"); });
+  const bool interrupted = std::ranges::any_of(journal.entries(), is_report_mark);
   const bool replace = common.force || interrupted;
   { const PendingFile checked(paths.hdf5, replace); }
   const bool predicts = !options.predictions.empty();
@@ -124,11 +123,11 @@ int run_model_command(const ModelOptions& options, const CommonOptions& common,
               common.quiet);
   }
   for (const nlohmann::json& json : journal.entries()) {
-    if (json.contains("event")) continue;
+    if (is_report_mark(json)) continue;
     report.entries.push_back(run_entry_from_json(json));
     report.seconds += report.entries.back().prefill_seconds + report.entries.back().decode_seconds;
   }
-  if (!interrupted) journal.append({{"event", "report"}});
+  if (!interrupted) journal.append(report_mark());
   const ModelSummary summary = summarize_model(report.entries, report.tasks, report.arms);
   if (predicts) write_predictions(report, tasks, options.predictions, replace);
   write_report(report, summary, paths, replace);

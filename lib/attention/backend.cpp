@@ -116,4 +116,17 @@ void require_supported(const Backend& backend, const AttentionProblem& problem) 
   }
 }
 
+BlockScores scores_of_mass(const BlockMass& mass, std::int64_t groups) {
+  BlockScores scores{groups, Matrix(groups * mass.rows, mass.cols)};
+  const std::int64_t set_heads = mass.heads / groups;
+  for (std::int64_t h = 0; h < mass.heads; ++h) {
+    for (std::int64_t r = 0; r < mass.rows; ++r) {
+      const auto row = mass.row(h, r);
+      const auto sum = scores.values.row(h / set_heads * mass.rows + r);
+      for (std::size_t j = 0; j < row.size(); ++j) sum[j] += row[j];
+    }
+  }
+  return scores;
+}
+
 }  // namespace sw

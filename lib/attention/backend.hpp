@@ -42,6 +42,9 @@ struct BlockMass {
   }
 };
 
+/// Dense masses summed over the heads of each of `groups` row sets, as scores.
+BlockScores scores_of_mass(const BlockMass& mass, std::int64_t groups);
+
 /// Sums of consecutive tokens, kept in double so that one token can be added at a time: what decode
 /// keeps of K (and, in the preprint's form, of Q). [heads, pools, dim] with `pool` tokens each.
 class TokenPools {

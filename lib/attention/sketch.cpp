@@ -45,16 +45,7 @@ void Sketch::apply(const double* x, double* y) const {
   }
   std::vector<double> h(static_cast<std::size_t>(padded_), 0.0);
   for (std::int64_t j = 0; j < head_dim_; ++j) h[j] = signs_[j] * x[j];
-  for (std::int64_t half = 1; half < padded_; half *= 2) {
-    for (std::int64_t i = 0; i < padded_; i += 2 * half) {
-      for (std::int64_t j = i; j < i + half; ++j) {
-        const double a = h[j];
-        const double b = h[j + half];
-        h[j] = a + b;
-        h[j + half] = a - b;
-      }
-    }
-  }
+  hadamard(h.data(), padded_);
   for (std::int64_t j = 0; j < rank_; ++j) y[j] = vector_scale_ * h[permutation_[j]];
 }
 

@@ -35,6 +35,21 @@ struct SketchParams {
 /// Smallest power of two >= n (n >= 1).
 std::int64_t next_power_of_two(std::int64_t n);
 
+/// x [size] := H x, the unnormalised Sylvester-Hadamard matrix; size is a power of two.
+template <class Real>
+void hadamard(Real* x, std::int64_t size) {
+  for (std::int64_t half = 1; half < size; half *= 2) {
+    for (std::int64_t begin = 0; begin < size; begin += 2 * half) {
+      for (std::int64_t i = begin; i < begin + half; ++i) {
+        const Real a = x[i];
+        const Real b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+    }
+  }
+}
+
 /// Signs, row sample and scales of one layer. Queries and keys of a layer, and all of its heads,
 /// share one transform.
 class Sketch {

@@ -86,17 +86,4 @@ BlockGrid recall_best_per_head(const BlockMass& mass, const BlockSelection& sele
   return mass_recall(mass, best_selection(mass, of_heads));
 }
 
-BlockScores scores_of_mass(const BlockMass& mass, std::int64_t groups) {
-  BlockScores scores{groups, Matrix(groups * mass.rows, mass.cols)};
-  const std::int64_t set_heads = mass.heads / groups;
-  for (std::int64_t h = 0; h < mass.heads; ++h) {
-    for (std::int64_t r = 0; r < mass.rows; ++r) {
-      const auto row = mass.row(h, r);
-      const auto sum = scores.values.row(h / set_heads * mass.rows + r);
-      for (std::size_t j = 0; j < row.size(); ++j) sum[j] += row[j];
-    }
-  }
-  return scores;
-}
-
 }  // namespace sw

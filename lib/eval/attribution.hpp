@@ -26,7 +26,4 @@ std::optional<std::array<std::string, kNumVariants>> attribution_specs(const Pol
 /// [num_heads, rows].
 BlockGrid recall_best_per_head(const BlockMass& mass, const BlockSelection& selection);
 
-/// Dense masses summed over the heads of each of `groups` row sets, as scores.
-BlockScores scores_of_mass(const BlockMass& mass, std::int64_t groups);
-
 }  // namespace sw

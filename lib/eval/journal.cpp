@@ -250,4 +250,8 @@ void Journal::write_line(const std::string& line) {
   size_ += static_cast<std::int64_t>(line.size());
 }
 
+nlohmann::json report_mark() { return {{"event", "report"}}; }
+
+bool is_report_mark(const nlohmann::json& entry) { return entry.contains("event"); }
+
 }  // namespace sw

@@ -83,4 +83,9 @@ class JournalReader {
   std::shared_ptr<const nlohmann::json> identity_;
 };
 
+/// Stands in a journal before its report is written for the first time: with this mark, an HDF5
+/// file without its JSON file is what a killed process left behind.
+nlohmann::json report_mark();
+bool is_report_mark(const nlohmann::json& entry);
+
 }  // namespace sw

@@ -535,7 +535,7 @@ void run_model(const Model& model, const Tokenizer& tokenizer, std::span<const T
   ModelEvaluation evaluation(model, tokenizer, tasks, arms, backend, options);
   std::set<std::tuple<std::string, std::int64_t, std::string>> finished;
   for (const nlohmann::json& json : journal.entries()) {
-    if (json.contains("event")) continue;
+    if (is_report_mark(json)) continue;
     const RunEntry entry = run_entry_from_json(json);
     finished.emplace(entry.task, entry.sample, entry.arm);
   }

@@ -43,20 +43,6 @@ struct AdamasOptions : ScoreOptions {
   }
 };
 
-/// x [size] := H x, the unnormalised Sylvester-Hadamard matrix; size is a power of two.
-void hadamard(float* x, std::int64_t size) {
-  for (std::int64_t half = 1; half < size; half *= 2) {
-    for (std::int64_t begin = 0; begin < size; begin += 2 * half) {
-      for (std::int64_t i = begin; i < begin + half; ++i) {
-        const float a = x[i];
-        const float b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
-    }
-  }
-}
-
 class TwoBitKeys final : public KeySummary {
  public:
   TwoBitKeys(double threshold, std::int64_t block, std::int64_t dim)

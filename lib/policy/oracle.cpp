@@ -59,19 +59,7 @@ class OraclePolicy final : public Policy {
  private:
   BlockScores rank(const ScoreContext& context) const {
     assert(context.mass != nullptr);
-    const BlockMass& mass = *context.mass;
-    BlockScores scores;
-    scores.groups = row_sets(options_.granularity, context.problem);
-    scores.values = Matrix(scores.groups * mass.rows, mass.cols);
-    const std::int64_t heads_per_group = mass.heads / scores.groups;
-    for (std::int64_t h = 0; h < mass.heads; ++h) {
-      for (std::int64_t r = 0; r < mass.rows; ++r) {
-        const auto row = mass.row(h, r);
-        const auto sum = scores.values.row(h / heads_per_group * mass.rows + r);
-        for (std::size_t j = 0; j < row.size(); ++j) sum[j] += row[j];
-      }
-    }
-    return scores;
+    return scores_of_mass(*context.mass, row_sets(options_.granularity, context.problem));
   }
 
   OracleOptions options_;

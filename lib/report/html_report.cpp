@@ -9,7 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
+#include <vector>
 
+#include "core/base64.hpp"
 #include "core/error.hpp"
 #include "core/sha256.hpp"
 #include "core/text.hpp"
@@ -77,20 +79,12 @@ std::string script_json(const Json& json) {
 
 /// Base64 of the SHA-256 of a script, as a content security policy names it.
 std::string script_hash(std::string_view script) {
-  constexpr std::string_view kBase64 =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const std::string hex = sha256(std::as_bytes(std::span(script)));
-  std::string out;
-  std::uint32_t bits = 0;
-  int held = 0;
+  std::vector<std::byte> bytes;
   for (std::size_t i = 0; i < hex.size(); i += 2) {
-    const auto byte = std::strtoul(hex.substr(i, 2).c_str(), nullptr, 16);
-    bits = (bits << 8 | static_cast<std::uint32_t>(byte)) & 0xffff;
-    for (held += 8; held >= 6; held -= 6) out += kBase64[(bits >> (held - 6)) & 63];
+    bytes.push_back(static_cast<std::byte>(std::strtoul(hex.substr(i, 2).c_str(), nullptr, 16)));
   }
-  if (held > 0) out += kBase64[(bits << (6 - held)) & 63];
-  out.append((4 - out.size() % 4) % 4, '=');
-  return out;
+  return to_base64(bytes);
 }
 
 /// Shortest number with about five digits, to keep pages small, whole numbers (tokens) exact; null

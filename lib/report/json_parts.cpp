@@ -1,5 +1,9 @@
 #include "report/json_parts.hpp"
 
+#include <span>
+
+#include "core/sha256.hpp"
+
 namespace sw {
 
 using Json = nlohmann::ordered_json;
@@ -38,6 +42,34 @@ Json to_json(const DensitySummary& density) {
           {"all", density.all},
           {"decode", nullable(density.decode)},
           {"parts", parts}};
+}
+
+Json to_json(const InputRecord& input) {
+  const TraceInfo& info = input.info;
+  Json spans = Json::array();
+  for (const TokenSpan& span : info.answer_spans) {
+    spans.push_back(Json::array({span.begin, span.end}));
+  }
+  Json ids_hash = nullptr;
+  if (!info.tokens.empty()) ids_hash = sha256(std::as_bytes(std::span(info.tokens)));
+  return {{"path", input.path},
+          {"format", input.format},
+          {"bytes", input.bytes},
+          {"sha256", input.sha256},
+          {"model", info.model},
+          {"source", info.source},
+          {"created_by", info.created_by},
+          {"first_layer", info.first_layer},
+          {"num_layers", info.num_layers},
+          {"model_layers", nullable(info.model_layers)},
+          {"num_heads", info.num_heads},
+          {"num_kv_heads", info.num_kv_heads},
+          {"head_dim", info.head_dim},
+          {"prefill_tokens", info.prefill_tokens},
+          {"total_tokens", info.total_tokens},
+          {"dtype", dtype_name(info.dtype)},
+          {"answer_spans", spans},
+          {"prompt_ids_sha256", ids_hash}};
 }
 
 }  // namespace sw

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "eval/record.hpp"
 #include "eval/statistics.hpp"
 #include "eval/summary.hpp"
 #include "report/environment.hpp"
@@ -19,5 +20,6 @@ nlohmann::ordered_json nullable(const std::optional<T>& value) {
 nlohmann::ordered_json to_json(const Interval& interval);
 nlohmann::ordered_json to_json(const Environment& environment);
 nlohmann::ordered_json to_json(const DensitySummary& density);
+nlohmann::ordered_json to_json(const InputRecord& input);
 
 }  // namespace sw

@@ -3,7 +3,6 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "core/sha256.hpp"
 #include "eval/summary.hpp"
 #include "report/json_parts.hpp"
 
@@ -13,34 +12,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
-
-Json to_json(const InputRecord& input) {
-  const TraceInfo& info = input.info;
-  Json spans = Json::array();
-  for (const TokenSpan& span : info.answer_spans) {
-    spans.push_back(Json::array({span.begin, span.end}));
-  }
-  Json ids_hash = nullptr;
-  if (!info.tokens.empty()) ids_hash = sha256(std::as_bytes(std::span(info.tokens)));
-  return {{"path", input.path},
-          {"format", input.format},
-          {"bytes", input.bytes},
-          {"sha256", input.sha256},
-          {"model", info.model},
-          {"source", info.source},
-          {"created_by", info.created_by},
-          {"first_layer", info.first_layer},
-          {"num_layers", info.num_layers},
-          {"model_layers", nullable(info.model_layers)},
-          {"num_heads", info.num_heads},
-          {"num_kv_heads", info.num_kv_heads},
-          {"head_dim", info.head_dim},
-          {"prefill_tokens", info.prefill_tokens},
-          {"total_tokens", info.total_tokens},
-          {"dtype", dtype_name(info.dtype)},
-          {"answer_spans", spans},
-          {"prompt_ids_sha256", ids_hash}};
-}
 
 Json to_json(const Protocol& protocol) {
   Json layers = nullptr;
@@ -225,19 +196,16 @@ Json to_json(const LayerSeconds& work) {
 
 }  // namespace
 
-Json to_json(const Report& report) {
+Json to_json(const Report& report, const ReportSummary& summaries) {
   Json inputs = Json::array();
   for (const InputRecord& input : report.inputs) inputs.push_back(to_json(input));
   Json cells = Json::array();
-  const std::vector<Summary> summaries = summarize_cells(report.cells);
   for (std::size_t i = 0; i < report.cells.size(); ++i) {
-    cells.push_back(cell_json(report.cells[i], summaries[i], i));
+    cells.push_back(cell_json(report.cells[i], summaries.cells[i], i));
   }
   Json over_inputs = Json::array();
   if (report.inputs.size() > 1) {
-    for (const Summary& summary : summarize_inputs(report.cells)) {
-      over_inputs.push_back(summary_json(summary));
-    }
+    for (const Summary& summary : summaries.inputs) over_inputs.push_back(summary_json(summary));
   }
   Json json = {{"schema_version", kReportVersion},
                {"created", report.created},
@@ -252,8 +220,8 @@ Json to_json(const Report& report) {
   return json;
 }
 
-std::string to_json_text(const Report& report) {
-  return to_json(report).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+std::string to_json_text(const Report& report, const ReportSummary& summaries) {
+  return to_json(report, summaries).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace sw

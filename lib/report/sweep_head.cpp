@@ -14,7 +14,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kBegin = "begin";
-constexpr const char* kEvent = "event";
 
 template <class T>
 void read_nullable(const Json& json, std::optional<T>& value) {
@@ -76,27 +75,10 @@ Protocol protocol_from_json(const Json& json) {
 }
 
 Json input_json(const InputRecord& input) {
-  const TraceInfo& info = input.info;
-  Json spans = Json::array();
-  for (const TokenSpan& span : info.answer_spans) spans.push_back({span.begin, span.end});
-  return {{"path", input.path},
-          {"format", input.format},
-          {"sha256", input.sha256},
-          {"bytes", input.bytes},
-          {"model", info.model},
-          {"source", info.source},
-          {"created_by", info.created_by},
-          {"first_layer", info.first_layer},
-          {"num_layers", info.num_layers},
-          {"model_layers", info.model_layers ? Json(*info.model_layers) : Json(nullptr)},
-          {"num_heads", info.num_heads},
-          {"num_kv_heads", info.num_kv_heads},
-          {"head_dim", info.head_dim},
-          {"prefill_tokens", info.prefill_tokens},
-          {"total_tokens", info.total_tokens},
-          {"dtype", dtype_name(info.dtype)},
-          {"answer_spans", spans},
-          {"tokens", to_base64(std::as_bytes(std::span(info.tokens)))}};
+  Json json = to_json(input);
+  json.erase("prompt_ids_sha256");
+  json["tokens"] = to_base64(std::as_bytes(std::span(input.info.tokens)));  // and not their hash
+  return json;
 }
 
 InputRecord input_from_json(const Json& json) {
@@ -250,10 +232,6 @@ Json begin_environment(const Json& begin) {
   const auto found = head.is_object() ? head.find("environment") : head.end();
   return found == head.end() ? Json(nullptr) : *found;
 }
-
-Json report_mark() { return {{kEvent, "report"}}; }
-
-bool is_report_mark(const Json& entry) { return entry.contains(kEvent); }
 
 Report trace_head(const Json& identity, const Json& begin) {
   return reading([&] {

@@ -28,11 +28,6 @@ bool is_begin_entry(const nlohmann::json& entry);
 /// Where the sweep, or a shard, began: an object to compare, null when there is none.
 nlohmann::json begin_environment(const nlohmann::json& begin);
 
-/// Stands in a journal before its report is written for the first time: with this mark, an HDF5
-/// file without its JSON file is what a killed process left behind.
-nlohmann::json report_mark();
-bool is_report_mark(const nlohmann::json& entry);
-
 /// The heads, from both. Throw Error(kInput) when a field is missing or has another type.
 Report trace_head(const nlohmann::json& identity, const nlohmann::json& begin);
 struct ModelHead {

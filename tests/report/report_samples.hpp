@@ -86,4 +86,15 @@ inline Json model_report(const std::vector<double>& scores, const std::string& p
   return json;
 }
 
+/// What two runs of the same thing have in common.
+inline Json without_times(Json value) {
+  if (value.is_object()) {
+    for (const char* key : {"latency", "created", "seconds", "command"}) value.erase(key);
+  }
+  if (value.is_structured()) {
+    for (Json& child : value) child = without_times(child);
+  }
+  return value;
+}
+
 }  // namespace sw::testing

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/file.hpp"
+#include "report_samples.hpp"
 #include "support/command.hpp"
 #include "support/tiny_trace.hpp"
 
@@ -100,17 +101,6 @@ TEST_F(SwEvalModel, AllKindsOfTasksGiveAWholeReport) {
   EXPECT_TRUE(first.at("pred").is_string());
 }
 
-/// What two runs of the same thing have in common.
-json without_times(json value) {
-  if (value.is_object()) {
-    for (const char* key : {"latency", "created", "seconds", "command"}) value.erase(key);
-  }
-  if (value.is_structured()) {
-    for (json& child : value) child = without_times(child);
-  }
-  return value;
-}
-
 TEST_F(SwEvalModel, KilledAtAnyMomentItGoesOnToTheSameReport) {
   const std::string arguments =
       std::string(
@@ -133,7 +123,8 @@ TEST_F(SwEvalModel, KilledAtAnyMomentItGoesOnToTheSameReport) {
     ASSERT_LT(milliseconds, 30000) << result.output;
   }
   EXPECT_GT(kills, 0);
-  EXPECT_EQ(without_times(report("out.json")), without_times(report("whole.json")));
+  EXPECT_EQ(testing::without_times(report("out.json")),
+            testing::without_times(report("whole.json")));
 }
 
 TEST_F(SwEvalModel, NothingIsOverwrittenAndAChangedInputIsRefused) {

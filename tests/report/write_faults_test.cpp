@@ -16,6 +16,7 @@
 #include "report/files.hpp"
 #include "report/hdf5_report.hpp"
 #include "report/profile_report.hpp"
+#include "report_samples.hpp"
 #include "support/command.hpp"
 #include "support/faults.hpp"
 #include "support/tiny_trace.hpp"
@@ -212,17 +213,6 @@ class ProgramFaults : public ::testing::Test {
   testing::TemporaryFolder inputs_;
 };
 
-/// What two runs of the same thing have in common.
-json without_times(json value) {
-  if (value.is_object()) {
-    for (const char* key : {"latency", "created", "seconds", "command"}) value.erase(key);
-  }
-  if (value.is_structured()) {
-    for (json& child : value) child = without_times(child);
-  }
-  return value;
-}
-
 // The journal, the HDF5 file, the JSON file and the predictions: a failed run goes on with the same
 // command, once the fault is gone, and ends in the same report.
 TEST_F(ProgramFaults, AModelRunGoesOn) {
@@ -255,8 +245,8 @@ TEST_F(ProgramFaults, AModelRunGoesOn) {
       const Files now = files_in(folder.path());
       EXPECT_TRUE(
           std::ranges::equal(now, whole, {}, &Files::value_type::first, &Files::value_type::first));
-      EXPECT_EQ(without_times(json::parse(now.at("out.json"))),
-                without_times(json::parse(whole.at("out.json"))));
+      EXPECT_EQ(testing::without_times(json::parse(now.at("out.json"))),
+                testing::without_times(json::parse(whole.at("out.json"))));
       if (::testing::Test::HasFailure()) return;
     }
   }
