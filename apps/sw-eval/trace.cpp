@@ -93,11 +93,12 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   require_some_values(report.cells);
 
-  if (!options.output.empty()) write_report(report, paths, common.force);
+  const ReportSummary summaries = summarize_report(report);
+  if (!options.output.empty()) write_report(report, summaries, paths, common.force);
   if (options.json) {
-    std::cout << to_json_text(report);
+    std::cout << to_json_text(report, summaries);
   } else {
-    std::cout << report_table(report);
+    std::cout << report_table(report, summaries);
     print_next_steps(paths, options);
   }
 
@@ -107,9 +108,8 @@ int run_trace(const TraceOptions& options, const CommonOptions& common,
   }
   if (code == kExitSomeFailed) std::cerr << "some cells failed; the report has the reasons\n";
   if (gates.empty()) return code;
-  const std::vector<Summary> summaries = summarize_cells(report.cells);
   for (const Gate& gate : gates) {
-    const std::vector<std::string> lines = unmet(gate, summaries);
+    const std::vector<std::string> lines = unmet(gate, summaries.cells);
     if (lines.empty()) continue;
     code = kExitGate;
     std::cerr << "gate not met: --fail-if '" << gate.text << "'\n";

@@ -34,9 +34,10 @@ void write_report_files(const ReportPaths& paths, bool force,
   PendingFile::commit_all({&hdf5, &json});
 }
 
-void write_report(const Report& report, const ReportPaths& paths, bool force) {
+void write_report(const Report& report, const ReportSummary& summaries, const ReportPaths& paths,
+                  bool force) {
   const auto write = [&](const std::string& place) { write_hdf5(report, place, paths.hdf5); };
-  write_report_files(paths, force, write, to_json_text(report));
+  write_report_files(paths, force, write, to_json_text(report, summaries));
 }
 
 }  // namespace sw

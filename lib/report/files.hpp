@@ -26,6 +26,7 @@ void write_report_files(const ReportPaths& paths, bool force,
                         const std::string& json_text);
 
 /// The two files of a trace evaluation. Throws Error(kOutput).
-void write_report(const Report& report, const ReportPaths& paths, bool force);
+void write_report(const Report& report, const ReportSummary& summaries, const ReportPaths& paths,
+                  bool force);
 
 }  // namespace sw

@@ -8,6 +8,7 @@
 
 #include "eval/evaluate.hpp"
 #include "eval/record.hpp"
+#include "eval/summary.hpp"
 #include "report/environment.hpp"
 
 /// A whole report as a value: what ran, where, on what, and the records that came out. The JSON,
@@ -37,6 +38,14 @@ struct Report {
   std::vector<CellRecord> cells;
   std::optional<LayerSeconds> work;  ///< of sweeps: where the seconds went, all units together
 };
+
+/// What the JSON file, the table and gates say of the cells; resampling makes it dear, so it is
+/// computed once.
+struct ReportSummary {
+  std::vector<Summary> cells;   ///< one a cell
+  std::vector<Summary> inputs;  ///< over all inputs, one a method, density and phase
+};
+ReportSummary summarize_report(const Report& report);
 
 inline constexpr int kReportVersion = 1;
 

@@ -232,8 +232,9 @@ SweepOutcome write_trace_report(std::span<const JournalReader> journals, const R
                                 bool force) {
   SweepOutcome outcome;
   const Report report = read_trace_report(journals, outcome.notes);
-  write_report(report, paths, force);
-  outcome.table = report_table(report);
+  const ReportSummary summaries = summarize_report(report);
+  write_report(report, summaries, paths, force);
+  outcome.table = report_table(report, summaries);
   outcome.cells = report.cells.size();
   for (const CellRecord& cell : report.cells) {
     if (cell.status == CellStatus::kFailed) ++outcome.failed;

@@ -118,8 +118,8 @@ std::string phase_text(const Report& report, const std::vector<Summary>& all, Ph
 
 }  // namespace
 
-std::string report_table(const Report& report) {
-  const std::vector<Summary> rows = summarize_inputs(report.cells);
+std::string report_table(const Report& report, const ReportSummary& summaries) {
+  const std::vector<Summary>& rows = summaries.inputs;
   std::string text =
       phase_text(report, rows, Phase::kPrefill) + phase_text(report, rows, Phase::kDecode);
   for (const CellRecord& cell : report.cells) {

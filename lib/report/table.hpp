@@ -10,6 +10,6 @@ namespace sw {
 /// with the realised density, mass recall with its interval, oracle gap, output error, cosine, the
 /// verdict against sink_window and, for a single input, times; then where Sketch&Walk loses mass.
 /// Failed and skipped cells are listed with their reasons.
-std::string report_table(const Report& report);
+std::string report_table(const Report& report, const ReportSummary& summaries);
 
 }  // namespace sw

@@ -81,7 +81,7 @@ std::vector<T> read_dataset(hid_t file, const std::string& path, hid_t type,
 }
 
 TEST_F(ReportFixture, JsonHasTheNumbersOfTheRecords) {
-  write_report(report_, paths_, false);
+  write_report(report_, summarize_report(report_), paths_, false);
   const json report = read_json();
   EXPECT_EQ(report.at("schema_version"), 1);
   EXPECT_EQ(report.at("environment").at("git_sha"), report_.environment.git_sha);
@@ -124,7 +124,7 @@ TEST_F(ReportFixture, JsonHasTheNumbersOfTheRecords) {
 }
 
 TEST_F(ReportFixture, JsonFollowsTheSchema) {
-  write_report(report_, paths_, false);
+  write_report(report_, summarize_report(report_), paths_, false);
   if (!testing::python_has("jsonschema"))
     GTEST_SKIP() << testing::python() << " has no module jsonschema";
   const auto result = testing::validate_json(SW_SCHEMA, paths_.json);
@@ -167,11 +167,12 @@ void expect_keys(const json& schema, const json& rule, const json& value, const 
 TEST_F(ReportFixture, JsonHasTheKeysOfTheSchema) {
   std::ifstream file(SW_SCHEMA);
   const json schema = json::parse(file);
-  expect_keys(schema, schema, json::parse(to_json_text(report_)), "report");
+  expect_keys(schema, schema, json::parse(to_json_text(report_, summarize_report(report_))),
+              "report");
 }
 
 TEST_F(ReportFixture, Hdf5HasTheArraysOfTheRecords) {
-  write_report(report_, paths_, false);
+  write_report(report_, summarize_report(report_), paths_, false);
   hdf5::initialise();
   const hdf5::File file(H5Fopen(paths_.hdf5.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT));
   EXPECT_EQ(hdf5::read_text_attribute(file.get(), "format"), "sketchwalk-report");
@@ -244,7 +245,7 @@ TEST_F(ReportFixture, Hdf5HasTheArraysOfTheRecords) {
 }
 
 TEST_F(ReportFixture, H5pyOpensIt) {
-  write_report(report_, paths_, false);
+  write_report(report_, summarize_report(report_), paths_, false);
   if (!testing::python_has("h5py")) GTEST_SKIP() << testing::python() << " has no module h5py";
   const auto result = testing::run_command(
       testing::python() +
@@ -256,7 +257,7 @@ TEST_F(ReportFixture, H5pyOpensIt) {
 }
 
 TEST_F(ReportFixture, TableNamesEveryMethodAndFailure) {
-  const std::string table = report_table(report_);
+  const std::string table = report_table(report_, summarize_report(report_));
   for (const std::string& method : report_.protocol.methods) {
     EXPECT_NE(table.find(method), std::string::npos) << method;
   }
@@ -268,10 +269,10 @@ TEST_F(ReportFixture, TableNamesEveryMethodAndFailure) {
 TEST_F(ReportFixture, NothingIsReplacedWithoutForce) {
   std::ofstream(paths_.hdf5) << "mine";
   EXPECT_THROW(check_report_paths(paths_, false), Error);
-  EXPECT_THROW(write_report(report_, paths_, false), Error);
+  EXPECT_THROW(write_report(report_, summarize_report(report_), paths_, false), Error);
   EXPECT_FALSE(std::filesystem::exists(paths_.json));
   EXPECT_EQ(std::filesystem::file_size(paths_.hdf5), 4u);
-  write_report(report_, paths_, true);
+  write_report(report_, summarize_report(report_), paths_, true);
   EXPECT_GT(std::filesystem::file_size(paths_.hdf5), 4u);
 }
 
@@ -282,13 +283,13 @@ TEST_F(ReportFixture, OnlyTheTwoFilesStay) {
   const auto before = count();
   check_report_paths(paths_, false);
   EXPECT_EQ(count(), before);
-  write_report(report_, paths_, false);
+  write_report(report_, summarize_report(report_), paths_, false);
   EXPECT_EQ(count(), before + 2);
 }
 
 TEST_F(ReportFixture, PathsThatAreNotUtf8) {
   report_.inputs[0].path = "bad\xff.h5";
-  EXPECT_NO_THROW(json::parse(to_json_text(report_)));
+  EXPECT_NO_THROW(json::parse(to_json_text(report_, summarize_report(report_))));
 }
 
 TEST(ReportPaths, TakeExtensionsOff) {
