@@ -129,9 +129,9 @@ struct ElementName<__half> {
       "+f"(d[i + 6]), "+f"(d[i + 7])
 
 /// d = a b^T, or d += a b^T: [64, 2 count] += [64, 16] [2 count, 16]^T, both in shared memory with
-/// 16 columns contiguous. d is the fragment of the thread: of each 8 columns, 2 of row lane / 4,
-/// then 2 of row lane / 4 + 8.
-template <class T>
+/// 16 columns contiguous; or, with kColumns, b [16, 2 count] with its 2 count columns contiguous. d
+/// is the fragment of the thread: of each 8 columns, 2 of row lane / 4, then 2 of row lane / 4 + 8.
+template <class T, bool kColumns = false>
 __device__ inline void mma_shared(float (&d)[32], std::uint64_t a, std::uint64_t b, bool add) {
   asm volatile(
       "{\n"
@@ -140,12 +140,13 @@ __device__ inline void mma_shared(float (&d)[32], std::uint64_t a, std::uint64_t
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.%35.%35 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, %32, %33, p, 1, 1, 0, 0;\n"
+      "}, %32, %33, p, 1, 1, 0, %36;\n"
       "}"
       : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText),
+        "n"(static_cast<int>(kColumns)));
 }
-template <class T>
+template <class T, bool kColumns = false>
 __device__ inline void mma_shared(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
   asm volatile(
       "{\n"
@@ -156,11 +157,36 @@ __device__ inline void mma_shared(float (&d)[64], std::uint64_t a, std::uint64_t
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0;\n"
+      "}, %64, %65, p, 1, 1, 0, %68;\n"
       "}"
       : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
         SW_8F(d, 48), SW_8F(d, 56)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText),
+        "n"(static_cast<int>(kColumns)));
+}
+template <class T, bool kColumns = false>
+__device__ inline void mma_shared(float (&d)[128], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%131.%131 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127"
+      "}, %128, %129, p, 1, 1, 0, %132;\n"
+      "}"
+      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
+        SW_8F(d, 48), SW_8F(d, 56), SW_8F(d, 64), SW_8F(d, 72), SW_8F(d, 80), SW_8F(d, 88),
+        SW_8F(d, 96), SW_8F(d, 104), SW_8F(d, 112), SW_8F(d, 120)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText),
+        "n"(static_cast<int>(kColumns)));
 }
 
 /// d += a b: [64, 2 count] += [64, 16] [16, 2 count], a in registers (the fragment of the
@@ -206,62 +232,6 @@ __device__ inline void mma_registers(float (&d)[128], const std::uint32_t* a, st
         SW_8F(d, 48), SW_8F(d, 56), SW_8F(d, 64), SW_8F(d, 72), SW_8F(d, 80), SW_8F(d, 88),
         SW_8F(d, 96), SW_8F(d, 104), SW_8F(d, 112), SW_8F(d, 120)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "C"(ElementName<T>::kText));
-}
-/// d = a b, or d += a b: [64, 2 count] += [64, 16] [16, 2 count], both in shared memory: a with its
-/// 16 columns contiguous, b with its 2 count columns.
-template <class T>
-__device__ inline void mma_columns(float (&d)[32], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.%35.%35 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, %32, %33, p, 1, 1, 0, 1;\n"
-      "}"
-      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
-}
-template <class T>
-__device__ inline void mma_columns(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.%67.%67 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 1;\n"
-      "}"
-      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
-        SW_8F(d, 48), SW_8F(d, 56)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
-}
-template <class T>
-__device__ inline void mma_columns(float (&d)[128], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.%131.%131 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127"
-      "}, %128, %129, p, 1, 1, 0, 1;\n"
-      "}"
-      : SW_8F(d, 0), SW_8F(d, 8), SW_8F(d, 16), SW_8F(d, 24), SW_8F(d, 32), SW_8F(d, 40),
-        SW_8F(d, 48), SW_8F(d, 56), SW_8F(d, 64), SW_8F(d, 72), SW_8F(d, 80), SW_8F(d, 88),
-        SW_8F(d, 96), SW_8F(d, 104), SW_8F(d, 112), SW_8F(d, 120)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "C"(ElementName<T>::kText));
 }
 #undef SW_8F
 

@@ -1,3 +1,4 @@
+#include "kernels/cuda/common/selection/walk_products.cuh"
 #include "kernels/cuda/common/selection/walk_step.cuh"
 
 namespace sw::cuda {
@@ -16,13 +17,8 @@ void launch_sized(const WalkArgs& args, cudaStream_t stream) {
 }  // namespace
 
 void launch_walk_portable(const WalkArgs& args, Split split, bool single, cudaStream_t stream) {
-  if (split == Split::kBf16) {
-    launch_sized<__nv_bfloat16, 3>(args, stream);
-  } else if (single) {
-    launch_sized<__half, 1>(args, stream);
-  } else {
-    launch_sized<__half, 3>(args, stream);
-  }
+  for_products(split, single,
+               [&]<class T, int kTerms>() { launch_sized<T, kTerms>(args, stream); });
 }
 
 }  // namespace sw::cuda

@@ -7,7 +7,7 @@
 #include "kernels/cuda/common/selection/tile.cuh"
 #include "kernels/cuda/common/selection/walk_step.hpp"
 
-/// out = keep A + gain X A for any way of multiplying tiles.
+/// out = keep A + gain X A with mma.sync.
 namespace sw::cuda {
 
 inline constexpr int kWalkCols = 128;  ///< columns of a CTA's tile of `out`
@@ -53,7 +53,6 @@ struct PortableWalk {
     multiply_step<T, kM, kN, kTerms, kWalkCols>(acc, x, kXBytes, a, kABytes, row(warp, 0),
                                                 column(warp));
   }
-  __device__ static void finish() {}
 };
 
 template <class Tile>
@@ -98,7 +97,6 @@ __global__ void __launch_bounds__(kTileThreads, 1) walk_step(WalkArgs p) {
     Tile::multiply(step == 0, acc, x, x + Tile::kPlanes * Tile::kXBytes, warp);
     if (++slot == p.stages) slot = 0;
   }
-  Tile::finish();
 
   const float gain = p.gain / (kSplitScale<T> * kSplitScale<T>);
 #pragma unroll

@@ -6,6 +6,7 @@
 #include "kernels/cuda/common/selection/mma.cuh"
 #include "kernels/cuda/common/selection/split_scale.hpp"
 #include "kernels/cuda/common/selection/tile.cuh"
+#include "kernels/cuda/common/selection/walk_products.cuh"
 #include "kernels/cuda/common/selection/walk_step.hpp"
 #include "kernels/cuda/sm90/cluster.cuh"
 #include "kernels/cuda/sm90/ptx.cuh"
@@ -109,10 +110,10 @@ __device__ void multiply_steps(const WalkArgs& p, WalkMemory<kPanels, kTerms>& m
         return ptx::matrix_descriptor(a + plane * kPanelPlane + k * 16 * kPanelCols * 2,
                                       Memory::kPlanes * kPanelPlane);
       };
-      ptx::mma_columns<T>(acc, x_part(0), a_part(0), step > 0 || k > 0);
+      ptx::mma_shared<T, true>(acc, x_part(0), a_part(0), step > 0 || k > 0);
       if constexpr (kTerms == 3) {
-        ptx::mma_columns<T>(acc, x_part(0), a_part(1), true);
-        ptx::mma_columns<T>(acc, x_part(1), a_part(0), true);
+        ptx::mma_shared<T, true>(acc, x_part(0), a_part(1), true);
+        ptx::mma_shared<T, true>(acc, x_part(1), a_part(0), true);
       }
     }
     ptx::mma_commit();
@@ -237,13 +238,8 @@ void launch_sized(const WalkArgs& args, cudaStream_t stream) {
 }  // namespace
 
 void launch_walk_hopper(const WalkArgs& args, Split split, bool single, cudaStream_t stream) {
-  if (split == Split::kBf16) {
-    launch_sized<__nv_bfloat16, 3>(args, stream);
-  } else if (single) {
-    launch_sized<__half, 1>(args, stream);
-  } else {
-    launch_sized<__half, 3>(args, stream);
-  }
+  for_products(split, single,
+               [&]<class T, int kTerms>() { launch_sized<T, kTerms>(args, stream); });
 }
 
 }  // namespace sw::cuda
