@@ -11,6 +11,7 @@
 #include "core/text.hpp"
 #include "eval/grid.hpp"
 #include "policy/list.hpp"
+#include "policy/method_file.hpp"
 
 namespace sw {
 namespace {
@@ -19,7 +20,8 @@ namespace {
 constexpr std::int64_t kDefaultContext = 4096;
 
 constexpr const char* kMethodHelp =
-    "Methods, NAME or NAME:option=value,... (see sw-eval methods); value|value runs both";
+    "Methods: NAME, NAME:option=value,... (see sw-eval methods; value|value runs both), or FILE.json "
+    "of configs/methods";
 constexpr const char* kDensityHelp =
     "Shares of the causal pairs to keep, in (0, 1]: numbers, or first:last:step";
 
@@ -181,11 +183,14 @@ std::vector<std::unique_ptr<Policy>> make_policies(const std::vector<std::string
                                                    std::uint64_t seed) {
   std::vector<std::unique_ptr<Policy>> policies;
   for (const std::string& grid : specs) {
-    for (const std::string& spec : expand_method(grid)) {
+    for (const std::string& spec : expand_method(resolve_method(grid))) {
       std::unique_ptr<Policy> policy;
       try {
         policy = make_policy(spec, seed);
       } catch (const Error& error) {
+        if (is_method_file(grid)) {
+          throw Error(error.kind(), "'" + grid + "': " + error.what(), error.hint());
+        }
         std::error_code ignored;
         if (!std::filesystem::exists(grid, ignored)) throw;
         throw Error(error.kind(), error.what(),

@@ -134,14 +134,15 @@ int run_submit(const SubmitOptions& options, const CommonOptions& common) {
   std::error_code failed;
   std::filesystem::create_directories(jobs.scripts, failed);
   if (failed) {
-    throw Error(ErrorKind::kOutput, "cannot make '" + jobs.scripts + "': " + failed.message());
+    throw Error(ErrorKind::kOutput, "cannot write '" + jobs.scripts + "': " + failed.message(),
+                "check the folder and its permissions, or choose another place with -o");
   }
   std::vector<PendingFile> pending;
   for (const auto& [path, text] : files) {
     pending.emplace_back(path, common.force);
     pending.back().write(text);
   }
-  for (PendingFile& file : pending) file.commit();
+  PendingFile::commit_all({&pending[0], &pending[1], &pending[2]});
 
   const std::string& submit = files.back().first;
   std::cout << "Wrote into " << jobs.scripts << ":\n"

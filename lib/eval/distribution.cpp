@@ -45,7 +45,7 @@ Interval block_bootstrap(std::span<const TokenStream> windows,
     }
     resampled = drawn.sum / static_cast<double>(drawn.count);
   }
-  set_percentile_interval(interval, std::move(means));
+  set_percentile_interval(interval, means);
   return interval;
 }
 

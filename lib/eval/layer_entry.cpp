@@ -19,9 +19,10 @@ using Json = nlohmann::json;
 
 static_assert(std::endian::native == std::endian::little);
 
-/// Layers, units or tokens of anything, and values of an array: more is damage.
+/// Layers, units or tokens of anything: more is damage.
 constexpr std::int64_t kMost = std::int64_t{1} << 31;
-constexpr std::int64_t kMostValues = std::int64_t{1} << 26;
+/// Values of all arrays of an entry: 1 GiB, as much as its text may have.
+constexpr std::int64_t kMostValues = (std::int64_t{1} << 30) / sizeof(float);
 
 [[noreturn]] void fail(const std::string& what) {
   throw Error(ErrorKind::kInput, "a journal entry is not one of a layer: " + what,
@@ -68,24 +69,39 @@ Json array_json(const MetricArray& array) {
   return json;
 }
 
-MetricArray array_from_json(const Json& json) {
-  MetricArray array;
-  if (json.is_null()) return array;
-  array.layers = 1;
-  array.units = count(json.at(0));
-  array.columns = count(json.at(1));
-  if (array.columns < 1 || array.units < 1 || array.units > kMostValues / array.columns) {
-    fail("an array has no shape");
+/// Reads the arrays of one entry.
+class ArrayReader {
+ public:
+  explicit ArrayReader(const LayerShape& shape) : shape_(shape) {}
+
+  MetricArray operator()(const Json& json) {
+    MetricArray array;
+    if (json.is_null()) return array;
+    array.layers = 1;
+    array.units = count(json.at(0));
+    array.columns = count(json.at(1));
+    if (array.units < 1 || array.columns < 1) fail("an array has no shape");
+    if (array.units > shape_.heads || array.columns > shape_.columns) {
+      fail("an array of " + std::to_string(array.units) + " x " + std::to_string(array.columns) +
+           " is larger than the " + std::to_string(shape_.heads) + " heads x " +
+           std::to_string(shape_.columns) + " blocks or steps of its input");
+    }
+    if (array.units > left_ / array.columns) fail("its arrays take more than 1 GiB");
+    left_ -= array.units * array.columns;
+    const auto size = static_cast<std::size_t>(array.units * array.columns);
+    if (json.at(2).is_number()) {
+      array.values.assign(size, json.at(2).get<float>());
+    } else {
+      array.values = unpack<float>(json.at(2));
+      if (array.values.size() != size) fail("an array does not fill its shape");
+    }
+    return array;
   }
-  const auto size = static_cast<std::size_t>(array.units * array.columns);
-  if (json.at(2).is_number()) {
-    array.values.assign(size, json.at(2).get<float>());
-  } else {
-    array.values = unpack<float>(json.at(2));
-    if (array.values.size() != size) fail("an array does not fill its shape");
-  }
-  return array;
-}
+
+ private:
+  LayerShape shape_;
+  std::int64_t left_ = kMostValues;
+};
 
 Json layer_json(const LayerRecord& layer) {
   const auto& kept = layer.pairs.kept;
@@ -316,7 +332,8 @@ class Writer {
 };
 
 CellRecord cell_from_json(const Json& json, std::int64_t layer,
-                          const std::vector<std::shared_ptr<const BlockScores>>& scores) {
+                          const std::vector<std::shared_ptr<const BlockScores>>& scores,
+                          ArrayReader& read_array) {
   CellRecord cell = head_from_json(json);
   for (CellStatus status : {CellStatus::kFailed, CellStatus::kSkipped}) {
     const auto reason = json.find(status_name(status));
@@ -331,16 +348,16 @@ CellRecord cell_from_json(const Json& json, std::int64_t layer,
   json.at("has_own_scores").get_to(cell.has_own_scores);
   cell.layers.push_back(layer_from_json(json.at("layer"), layer));
   for (const MetricInfo& metric : list_metrics()) {
-    cell.metric(metric.metric) = array_from_json(json.at("metrics").at(std::string(metric.name)));
+    cell.metric(metric.metric) = read_array(json.at("metrics").at(std::string(metric.name)));
   }
-  cell.density_rows = array_from_json(json.at("density_rows"));
-  cell.answer_recall = array_from_json(json.at("answer_recall"));
+  cell.density_rows = read_array(json.at("density_rows"));
+  cell.answer_recall = read_array(json.at("answer_recall"));
   if (cell.density_rows.empty()) fail("a cell has no values");
   if (const auto found = json.find("attribution"); found != json.end()) {
     AttributionRecord record;
     found->at("specs").get_to(record.specs);
     for (std::size_t v = 0; v < kNumVariants; ++v) {
-      record.recall[v] = array_from_json(found->at("recall").at(v));
+      record.recall[v] = read_array(found->at("recall").at(v));
     }
     cell.attribution = std::move(record);
   }
@@ -390,14 +407,20 @@ double layer_entry_seconds(const Json& json) {
   }
 }
 
-LayerEntry layer_entry_from_json(const Json& json) {
+LayerShape LayerShape::of(const TraceInfo& info, std::int64_t block) {
+  const BlockGeometry prefill{block, 0, info.prefill_tokens};
+  return {info.num_heads, std::max(prefill.rows(), info.total_tokens - info.prefill_tokens)};
+}
+
+LayerEntry layer_entry_from_json(const Json& json, const LayerShape& shape) {
   try {
+    ArrayReader read_array(shape);
     LayerEntry entry;
     std::tie(entry.input, entry.part.layer) = layer_entry_unit(json);
     std::vector<std::shared_ptr<const BlockScores>> scores;
     for (const Json& item : json.at("scores")) scores.push_back(scores_from_json(item));
     for (const Json& item : json.at("cells")) {
-      entry.part.cells.push_back(cell_from_json(item, entry.part.layer, scores));
+      entry.part.cells.push_back(cell_from_json(item, entry.part.layer, scores, read_array));
       entry.part.cells.back().input = entry.input;
     }
     entry.part.seconds = seconds_from_json(json.at("seconds"));

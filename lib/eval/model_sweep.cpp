@@ -84,11 +84,11 @@ void ModelSweep::run(std::size_t unit, const Append& append, const Advance& adva
     evaluation_ =
         std::make_unique<ModelEvaluation>(*model_, tokenizer_, tasks_, arms_, backend_, options_);
   }
-  const auto [task, sample] = places_[unit];
+  const Place& place = places_[unit];
   const double share = 1.0 / static_cast<double>(arms_.size());
   const auto attempt = [&](const std::vector<std::size_t>& arms) {
     evaluation_->run(
-        task, sample, arms,
+        place.task, place.sample, arms,
         [&](RunEntry&& entry) {
           const std::string where = units_[unit].name + ", " + entry.arm;
           append(to_json(entry));
@@ -108,8 +108,8 @@ void ModelSweep::run(std::size_t unit, const Append& append, const Advance& adva
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kOutput) throw;
       RunEntry entry;
-      entry.task = tasks_[task].name();
-      entry.sample = sample;
+      entry.task = tasks_[place.task].name();
+      entry.sample = place.sample;
       entry.arm = arms_[a].label();
       entry.failure = error.what();
       if (!error.hint().empty()) entry.failure += " (" + error.hint() + ")";

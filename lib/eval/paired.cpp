@@ -109,7 +109,7 @@ PairedResult compare(std::span<const PairedTask> tasks, std::int64_t resamples,
       value += sum / static_cast<double>(delta.size()) / count;
     }
   }
-  set_percentile_interval(result.difference, std::move(means));
+  set_percentile_interval(result.difference, means);
   result.p_value = randomisation_test(deltas, result.difference.mean, resamples, rng);
   return result;
 }

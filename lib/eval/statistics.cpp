@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <stdexcept>
 
@@ -16,15 +17,31 @@ namespace {
 constexpr std::size_t kLanes = 8;
 using Lanes = std::array<double, kLanes>;
 
-/// An order statistic and the next one, and with them the quantile at q; `values` is reordered so
-/// that everything from `begin` on is at least what stood before it.
-double select_quantile(std::vector<double>& values, std::size_t begin, double q) {
-  const double position = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::size_t>(position);
-  const auto at = values.begin() + static_cast<std::ptrdiff_t>(below);
-  std::nth_element(values.begin() + static_cast<std::ptrdiff_t>(begin), at, values.end());
-  const double above = at + 1 == values.end() ? *at : *std::min_element(at + 1, values.end());
-  return std::lerp(*at, above, position - static_cast<double>(below));
+/// The `count` smallest of `values` by `less`, in order, and perhaps more after them. Most values
+/// are passed over once: a sample of them says below which one the wanted ones lie.
+template <class Less>
+std::vector<double> smallest(std::span<const double> values, std::size_t count, Less less) {
+  constexpr std::size_t kStride = 16;
+  std::vector<double> found;
+  if (values.size() / kStride > 2 * count / kStride + 32) {
+    for (std::size_t i = 0; i < values.size(); i += kStride) found.push_back(values[i]);
+    // Of the sample, twice as many as the wanted ones would be, and some for small numbers.
+    const auto at = found.begin() + static_cast<std::ptrdiff_t>(2 * count / kStride + 16);
+    std::nth_element(found.begin(), at, found.end(), less);
+    const double limit = *at;
+    found.resize(values.size());
+    std::size_t size = 0;
+    for (double value : values) {
+      found[size] = value;
+      size += less(limit, value) ? 0 : 1;
+    }
+    found.resize(size);
+  }
+  // The sample misled, or there are too few values for one.
+  if (found.size() < count) found.assign(values.begin(), values.end());
+  std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count), found.end(),
+                    less);
+  return found;
 }
 
 /// Appends what one resample draws from inputs of these sizes: for each place an input, and then as
@@ -60,6 +77,21 @@ struct KeptDraws {
   }
 };
 
+/// Adds up units that N resamples drew from one input, each by itself in the order of its draws.
+/// Side by side, because one sum alone waits for each addition.
+template <std::size_t N>
+std::array<Lanes, N> sum_units(const std::vector<Lanes>& values,
+                               const std::array<const std::uint32_t*, N>& draws) {
+  std::array<Lanes, N> sums{};
+  for (std::size_t u = 0; u < values.size(); ++u) {
+    for (std::size_t n = 0; n < N; ++n) {
+      const Lanes& unit = values[draws[n][u]];
+      for (std::size_t lane = 0; lane < kLanes; ++lane) sums[n][lane] += unit[lane];
+    }
+  }
+  return sums;
+}
+
 /// Resampled means of up to kLanes series of one shape, [lane][resample].
 std::array<std::vector<double>, kLanes> resample(
     std::span<const std::vector<std::vector<double>>> series, std::int64_t resamples,
@@ -87,7 +119,26 @@ std::array<std::vector<double>, kLanes> resample(
   SplitMix64 rng(seed);
   std::vector<std::uint32_t> drawn;
   const std::uint32_t* next = kept.draws.data();
-  for (std::size_t r = 0; r < static_cast<std::size_t>(resamples); ++r) {
+  std::size_t r = 0;
+  const auto set_means = [&](const Lanes& total) {
+    for (std::size_t lane = 0; lane < series.size(); ++lane) {
+      means[lane][r] = total[lane] / static_cast<double>(inputs);
+    }
+    ++r;
+  };
+  if (keep && inputs == 1) {
+    constexpr std::size_t kTogether = 4;
+    const std::vector<Lanes>& values = units.front();
+    for (; r + kTogether <= static_cast<std::size_t>(resamples);) {
+      std::array<const std::uint32_t*, kTogether> draws;
+      for (std::size_t n = 0; n < kTogether; ++n, next += values.size() + 1) draws[n] = next + 1;
+      for (Lanes& sum : sum_units<kTogether>(values, draws)) {
+        for (double& x : sum) x /= static_cast<double>(values.size());
+        set_means(sum);
+      }
+    }
+  }
+  while (r < static_cast<std::size_t>(resamples)) {
     if (!keep) {
       drawn.clear();
       draw(rng, sizes, drawn);
@@ -96,18 +147,13 @@ std::array<std::vector<double>, kLanes> resample(
     Lanes total{};
     for (std::size_t i = 0; i < inputs; ++i) {
       const std::vector<Lanes>& values = units[*next++];
-      Lanes sum{};
-      for (std::size_t u = 0; u < values.size(); ++u) {
-        const Lanes& unit = values[*next++];
-        for (std::size_t lane = 0; lane < kLanes; ++lane) sum[lane] += unit[lane];
-      }
+      const Lanes sum = sum_units<1>(values, {next}).front();
+      next += values.size();
       for (std::size_t lane = 0; lane < kLanes; ++lane) {
         total[lane] += sum[lane] / static_cast<double>(values.size());
       }
     }
-    for (std::size_t lane = 0; lane < series.size(); ++lane) {
-      means[lane][r] = total[lane] / static_cast<double>(inputs);
-    }
+    set_means(total);
   }
   return means;
 }
@@ -118,11 +164,21 @@ double mean(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-void set_percentile_interval(Interval& interval, std::vector<double> means) {
-  constexpr double kTail = (1.0 - kConfidence) / 2.0;
-  interval.low = select_quantile(means, 0, kTail);
-  const auto sorted = static_cast<std::size_t>(kTail * static_cast<double>(means.size() - 1));
-  interval.high = select_quantile(means, sorted, (1.0 + kConfidence) / 2.0);
+void set_percentile_interval(Interval& interval, std::span<const double> means) {
+  // Linear interpolation between order statistics, as quantile() below has it.
+  const std::size_t last = means.size() - 1;
+  const double low = (1.0 - kConfidence) / 2.0 * static_cast<double>(last);
+  const double high = (1.0 + kConfidence) / 2.0 * static_cast<double>(last);
+  const auto under_low = static_cast<std::size_t>(low);
+  const auto under_high = static_cast<std::size_t>(high);
+  const std::size_t over_low = std::min(under_low + 1, last);
+  const std::size_t over_high = std::min(under_high + 1, last);
+  const std::vector<double> bottom = smallest(means, over_low + 1, std::less<>());
+  interval.low =
+      std::lerp(bottom[under_low], bottom[over_low], low - static_cast<double>(under_low));
+  const std::vector<double> top = smallest(means, last - under_high + 1, std::greater<>());
+  interval.high = std::lerp(top[last - under_high], top[last - over_high],
+                            high - static_cast<double>(under_high));
 }
 
 std::vector<Interval> bootstrap_means(std::span<const std::vector<std::vector<double>>> series,
@@ -145,10 +201,10 @@ std::vector<Interval> bootstrap_means(std::span<const std::vector<std::vector<do
   if (units < 2) return intervals;
   for (std::size_t first = 0; first < series.size(); first += kLanes) {
     const std::size_t count = std::min(kLanes, series.size() - first);
-    auto means = resample(series.subspan(first, count), resamples, seed);
+    const auto means = resample(series.subspan(first, count), resamples, seed);
     for (std::size_t lane = 0; lane < count; ++lane) {
       Interval& interval = intervals[first + lane];
-      if (std::isfinite(interval.mean)) set_percentile_interval(interval, std::move(means[lane]));
+      if (std::isfinite(interval.mean)) set_percentile_interval(interval, means[lane]);
     }
   }
   return intervals;

@@ -38,7 +38,7 @@ std::vector<Interval> bootstrap_means(std::span<const std::vector<std::vector<do
 double mean(std::span<const double> values);
 
 /// Sets low and high of `interval` to the 95% percentile interval of resampled means.
-void set_percentile_interval(Interval& interval, std::vector<double> means);
+void set_percentile_interval(Interval& interval, std::span<const double> means);
 
 /// Quantile in [0, 1] by linear interpolation between order statistics (numpy's default). `sorted`
 /// ascends and is not empty.

@@ -220,25 +220,40 @@ LatencySummary summarize_latency(const CellRecord& cell, const CellRecord* dense
   return summary;
 }
 
-/// The ok cell of a method by name, on the input and in the phase of `cell`; at its density too
-/// when `same_density`.
-const CellRecord* find_sibling(std::span<const CellRecord> cells, const CellRecord& cell,
-                               std::string_view spec, bool same_density) {
-  for (const CellRecord& other : cells) {
-    if (other.method == spec && other.status == CellStatus::kOk && other.input == cell.input &&
-        other.phase == cell.phase && (!same_density || other.density == cell.density)) {
-      return &other;
+/// The ok cells that others are compared with, found by name; few among the cells of a sweep.
+class References {
+ public:
+  static constexpr std::string_view kDense = "dense";
+  static constexpr std::string_view kBaseline = "sink_window";
+
+  explicit References(std::span<const CellRecord> cells) {
+    for (const CellRecord& cell : cells) {
+      const bool known = cell.method == kDense || cell.method == kBaseline;
+      if (known && cell.status == CellStatus::kOk) cells_.push_back(&cell);
     }
   }
-  return nullptr;
-}
 
-std::optional<Comparison> compare(const CellGroup& group, std::span<const CellRecord> cells) {
-  constexpr std::string_view kBaseline = "sink_window";
+  /// That of the method `spec` on the input and in the phase of `cell`; at its density too when
+  /// `same_density`.
+  const CellRecord* find(const CellRecord& cell, std::string_view spec, bool same_density) const {
+    for (const CellRecord* other : cells_) {
+      if (other->method == spec && other->input == cell.input && other->phase == cell.phase &&
+          (!same_density || other->density == cell.density)) {
+        return other;
+      }
+    }
+    return nullptr;
+  }
+
+ private:
+  CellGroup cells_;
+};
+
+std::optional<Comparison> compare(const CellGroup& group, const References& references) {
   std::vector<std::vector<double>> differences;
   for (const CellRecord* cell : group) {
-    if (!cell->density || cell->method == kBaseline) continue;
-    const CellRecord* baseline = find_sibling(cells, *cell, kBaseline, true);
+    if (!cell->density || cell->method == References::kBaseline) continue;
+    const CellRecord* baseline = references.find(*cell, References::kBaseline, true);
     if (baseline == nullptr || sparse_layers(*baseline) != sparse_layers(*cell)) continue;
     std::vector<double> own = column_means(*cell, cell->metric(Metric::kMassRecall));
     const std::vector<double> other =
@@ -256,8 +271,7 @@ std::optional<Comparison> compare(const CellGroup& group, std::span<const CellRe
 }
 
 /// `group` holds the ok cells, `first` any cell of the same method, density and phase.
-Summary summarize(const CellRecord& first, const CellGroup& group,
-                  std::span<const CellRecord> cells) {
+Summary summarize(const CellRecord& first, const CellGroup& group, const References& references) {
   Summary summary;
   summary.method = first.method;
   summary.name = first.name;
@@ -275,11 +289,11 @@ Summary summarize(const CellRecord& first, const CellGroup& group,
   metrics.add(group, summary.answer_recall,
               [](const CellRecord& cell) -> const MetricArray& { return cell.answer_recall; });
   metrics.resample();
-  summary.versus_sink_window = compare(group, cells);
+  summary.versus_sink_window = compare(group, references);
   if (group.size() == 1) {
     const CellRecord& cell = *group.front();
     if (cell.attribution) summary.attribution = summarize_attribution(cell);
-    summary.latency = summarize_latency(cell, find_sibling(cells, cell, "dense", false));
+    summary.latency = summarize_latency(cell, references.find(cell, References::kDense, false));
   }
   return summary;
 }
@@ -312,12 +326,13 @@ const char* verdict_name(Verdict verdict) {
 }
 
 std::vector<Summary> summarize_cells(std::span<const CellRecord> cells) {
+  const References references(cells);
   std::vector<Summary> summaries(cells.size());
   parallel_for(static_cast<std::int64_t>(cells.size()), [&](std::int64_t i, int) {
     const CellRecord& cell = cells[static_cast<std::size_t>(i)];
     CellGroup group;
     if (cell.status == CellStatus::kOk) group.push_back(&cell);
-    summaries[static_cast<std::size_t>(i)] = summarize(cell, group, cells);
+    summaries[static_cast<std::size_t>(i)] = summarize(cell, group, references);
   });
   return summaries;
 }
@@ -332,10 +347,11 @@ std::vector<Summary> summarize_inputs(std::span<const CellRecord> cells) {
     if (found == groups.end()) found = groups.insert(groups.end(), {&cell, {}});
     if (cell.status == CellStatus::kOk) found->second.push_back(&cell);
   }
+  const References references(cells);
   std::vector<Summary> summaries(groups.size());
   parallel_for(static_cast<std::int64_t>(groups.size()), [&](std::int64_t i, int) {
     const auto& [first, group] = groups[static_cast<std::size_t>(i)];
-    summaries[static_cast<std::size_t>(i)] = summarize(*first, group, cells);
+    summaries[static_cast<std::size_t>(i)] = summarize(*first, group, references);
   });
   return summaries;
 }

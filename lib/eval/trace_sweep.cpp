@@ -97,7 +97,7 @@ void TraceSweep::note(const nlohmann::json& entry) {
 }
 
 void TraceSweep::run(std::size_t unit, const Append& append, const Advance& advance) {
-  const auto [input, layer] = places_[unit];
+  const std::size_t input = places_[unit].input;
   if (!current_ || current_input_ != input) {
     current_.reset();
     current_.emplace(evaluation(input));
@@ -107,7 +107,7 @@ void TraceSweep::run(std::size_t unit, const Append& append, const Advance& adva
   advance_ = [&](std::int64_t work, const std::string& where) {
     advance(static_cast<double>(work) / all, traces_[input].path() + ", " + where);
   };
-  LayerEntry entry{input, current_->evaluate(layer)};
+  LayerEntry entry{input, current_->evaluate(places_[unit].layer)};
   const double end = now();
   entry.part.seconds.total = end - mark_;
   mark_ = end;

@@ -138,7 +138,7 @@ Interval difference_of_medians(const std::vector<double>& a, const std::vector<d
   };
   std::vector<double> medians(static_cast<std::size_t>(kBootstrapResamples));
   for (double& difference : medians) difference = resample(b) - resample(a);
-  set_percentile_interval(interval, std::move(medians));
+  set_percentile_interval(interval, medians);
   return interval;
 }
 

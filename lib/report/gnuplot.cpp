@@ -56,8 +56,8 @@ std::string axis_of_lengths(const FigurePanel& panel) {
     for (const FigurePoint& point : series.points) lengths.push_back(point.x);
   }
   std::ranges::sort(lengths);
-  const auto repeated = std::ranges::unique(lengths);
-  lengths.erase(repeated.begin(), repeated.end());
+  const auto last = std::unique(lengths.begin(), lengths.end());
+  lengths.erase(last, lengths.end());
   std::string tics;
   for (double x : lengths) tics += (tics.empty() ? "" : ", ") + format_double(x);
   // A margin beside the first and last length, or gnuplot drops their labels.

@@ -38,7 +38,8 @@ hid_t stored_type(std::int64_t) { return H5T_STD_I64LE; }
 hid_t stored_type(std::int32_t) { return H5T_STD_I32LE; }
 hid_t stored_type(std::uint8_t) { return H5T_STD_U8LE; }
 
-/// A row-major array, in one chunk a first index, shuffled and deflated.
+/// A row-major array: a small one within its header, others shuffled and deflated in chunks of as
+/// many last dimensions as fit. A sweep has many small ones, and chunks cost more than their data.
 template <class T>
 hdf5::Dataset write_array(hid_t parent, const std::string& name, std::span<const T> values,
                           const std::vector<hsize_t>& shape) {
@@ -46,14 +47,19 @@ hdf5::Dataset write_array(hid_t parent, const std::string& name, std::span<const
   const hdf5::Space space(H5Screate_simple(rank, shape.data(), nullptr));
   const hdf5::PropertyList creation = timeless(H5P_DATASET_CREATE);
   if (!values.empty()) {
-    std::vector<hsize_t> chunk = shape;
-    if (rank > 1) chunk[0] = 1;
-    constexpr hsize_t kChunkElements = hsize_t{1} << 18;
-    chunk.back() = std::min(chunk.back(), kChunkElements);
-    if (rank > 2) chunk[1] = std::clamp<hsize_t>(kChunkElements / chunk[2], 1, chunk[1]);
-    check(H5Pset_chunk(creation.get(), rank, chunk.data()));
-    check(H5Pset_shuffle(creation.get()));
-    check(H5Pset_deflate(creation.get(), 1));
+    constexpr std::size_t kMostInHeader = 4096;
+    if (values.size_bytes() <= kMostInHeader) {
+      check(H5Pset_layout(creation.get(), H5D_COMPACT));
+    } else {
+      std::vector<hsize_t> chunk = shape;
+      hsize_t room = hsize_t{1} << 18;  // elements
+      for (std::size_t i = shape.size(); i-- > 0; room /= chunk[i]) {
+        chunk[i] = std::clamp<hsize_t>(room, 1, shape[i]);
+      }
+      check(H5Pset_chunk(creation.get(), rank, chunk.data()));
+      check(H5Pset_shuffle(creation.get()));
+      check(H5Pset_deflate(creation.get(), 1));
+    }
   }
   const hid_t type = stored_type(T{});
   hdf5::Dataset dataset(H5Dcreate2(parent, name.c_str(), type, space.get(), H5P_DEFAULT,

@@ -42,6 +42,18 @@ Environment environment_from_json(const Json& json) {
   return e;
 }
 
+/// Counts of a head become the sizes of loops and arrays, so that absurd ones are refused.
+void require_count(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+  if (least <= value && value <= most) return;
+  throw Error(ErrorKind::kInput,
+              "the head of the journal has " + std::to_string(value) + " as " + name);
+}
+
+constexpr std::int64_t kMostLayers = std::int64_t{1} << 16;
+constexpr std::int64_t kMostHeads = std::int64_t{1} << 16;
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 31;
+constexpr std::int64_t kMostSamples = 1'000'000;
+
 Json environment_json(const Environment& environment) {
   Json json = to_json(environment);
   json["libraries"] = environment.libraries;  // in their order
@@ -66,6 +78,7 @@ Protocol protocol_from_json(const Json& json) {
   json.at("methods").get_to(p.methods);
   json.at("densities").get_to(p.densities);
   json.at("block").get_to(p.block);
+  require_count("block", p.block, 1, kMostTokens);
   read_nullable(json.at("layers"), p.layers);
   json.at("seed").get_to(p.seed);
   json.at("output_error").get_to(p.output_error);
@@ -99,6 +112,11 @@ InputRecord input_from_json(const Json& json) {
   json.at("head_dim").get_to(info.head_dim);
   json.at("prefill_tokens").get_to(info.prefill_tokens);
   json.at("total_tokens").get_to(info.total_tokens);
+  require_count("first_layer", info.first_layer, 0, kMostLayers);
+  require_count("num_layers", info.num_layers, 1, kMostLayers);
+  require_count("num_heads", info.num_heads, 1, kMostHeads);
+  require_count("total_tokens", info.total_tokens, 1, kMostTokens);
+  require_count("prefill_tokens", info.prefill_tokens, 1, info.total_tokens);
   info.dtype = parse_dtype(json.at("dtype").get<std::string>());
   for (const Json& span : json.at("answer_spans")) {
     info.answer_spans.push_back({span.at(0), span.at(1)});
@@ -263,6 +281,9 @@ ModelHead model_head(const Json& identity, const Json& begin) {
       head.report.arms.push_back(std::move(info));
     }
     json.at("samples").get_to(head.samples);
+    for (const std::int64_t samples : head.samples) {
+      require_count("samples", samples, 0, kMostSamples);
+    }
     return head;
   });
 }

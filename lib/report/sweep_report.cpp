@@ -74,33 +74,40 @@ void require_complete(const std::vector<std::string>& missing,
               "give each shard once");
 }
 
-/// Reads all journals: visit(entry, journal) for the entries of units.
-template <class Visit>
-Json read_all(std::span<const JournalReader> journals, std::vector<std::string>& notes,
-              Visit&& visit) {
-  Json begin;
+/// Reads all journals: on_begin(entry) for the beginning of the first one, then visit(entry,
+/// journal) for the entries of units.
+template <class Begin, class Visit>
+void read_all(std::span<const JournalReader> journals, std::vector<std::string>& notes,
+              Begin&& on_begin, Visit&& visit) {
+  std::optional<Json> environment;
   for (const JournalReader& journal : journals) {
     bool begun = false;
+    const auto require_begun = [&] {
+      if (begun) return;
+      throw Error(ErrorKind::kInput, "'" + journal.path() + "' has no beginning",
+                  "its run was stopped as it began; run it again");
+    };
     journal.read([&](Json&& entry) {
       if (is_report_mark(entry)) return;
-      if (!is_begin_entry(entry)) return visit(entry, journal);
-      begun = true;
-      if (begin.is_null()) {
-        begin = std::move(entry);
+      if (!is_begin_entry(entry)) {
+        require_begun();
+        visit(entry, journal);
         return;
       }
-      const std::string differences =
-          journal_differences(begin_environment(begin), begin_environment(entry));
+      begun = true;
+      Json here = begin_environment(entry);
+      if (!environment) {
+        environment = std::move(here);
+        on_begin(entry);
+        return;
+      }
+      const std::string differences = journal_differences(*environment, here);
       if (!differences.empty()) {
         notes.push_back("'" + journal.path() + "' was run elsewhere: " + differences);
       }
     });
-    if (!begun) {
-      throw Error(ErrorKind::kInput, "'" + journal.path() + "' has no beginning",
-                  "its run was stopped as it began; run it again");
-    }
+    require_begun();
   }
-  return begin;
 }
 
 /// "OUT" of OUT.json.
@@ -122,35 +129,46 @@ std::string layer_name(const Report& head, std::size_t input, std::int64_t layer
   return "layer " + std::to_string(layer) + " of " + file;
 }
 
+/// Layers [first, second) of an input that the sweep evaluates.
+std::pair<std::int64_t, std::int64_t> swept_layers(const Report& head, std::size_t input) {
+  const TraceInfo& info = head.inputs[input].info;
+  const auto [begin, end] = head.protocol.layers.value_or(std::pair{std::int64_t{0}, INT64_MAX});
+  return {std::max(begin, info.first_layer), std::min(end, info.last_layer() + 1)};
+}
+
 Report read_trace_report(std::span<const JournalReader> journals, std::vector<std::string>& notes) {
   struct Found {
     LayerPart part;
     const JournalReader* journal;
   };
+  Report report;
   std::map<std::pair<std::size_t, std::int64_t>, Found> found;
-  std::vector<std::tuple<std::size_t, std::int64_t, const JournalReader*>> twice;
-  const Json begin = read_all(journals, notes, [&](const Json& entry, const JournalReader& from) {
+  const auto on_begin = [&](const Json& begin) {
+    report = trace_head(journals.front().identity(), begin);
+  };
+  read_all(journals, notes, on_begin, [&](const Json& entry, const JournalReader& from) {
     if (!is_layer_entry(entry)) return;
-    LayerEntry unit = layer_entry_from_json(entry);
-    const std::pair key{unit.input, unit.part.layer};
-    if (!found.emplace(key, Found{std::move(unit.part), &from}).second) {
-      twice.emplace_back(key.first, key.second, &from);
+    const auto [input, layer] = layer_entry_unit(entry);
+    const std::string name = layer_name(report, input, layer);
+    const auto [begin, end] =
+        input < report.inputs.size() ? swept_layers(report, input) : std::pair{layer, layer};
+    if (layer < begin || layer >= end) {
+      throw Error(ErrorKind::kInput,
+                  "'" + from.path() + "' holds " + name + ", which the sweep has not");
     }
+    if (const auto first = found.find({input, layer}); first != found.end()) {
+      doubled(name, first->second.journal->path(), from.path());
+    }
+    const auto shape = LayerShape::of(report.inputs[input].info, report.protocol.block);
+    found.emplace(std::pair{input, layer},
+                  Found{layer_entry_from_json(entry, shape).part, &from});
   });
-  Report report = trace_head(journals.front().identity(), begin);
-  for (const auto& [input, layer, journal] : twice) {
-    doubled(layer_name(report, input, layer), found.at({input, layer}).journal->path(),
-            journal->path());
-  }
   std::vector<std::string> missing;
   std::vector<std::vector<LayerPart>> parts(report.inputs.size());
   report.work = LayerSeconds();
   for (std::size_t i = 0; i < report.inputs.size(); ++i) {
-    const TraceInfo& info = report.inputs[i].info;
-    const auto [begin_layer, end_layer] =
-        report.protocol.layers.value_or(std::pair{std::int64_t{0}, INT64_MAX});
-    for (std::int64_t layer = std::max(begin_layer, info.first_layer);
-         layer < end_layer && layer <= info.last_layer(); ++layer) {
+    const auto [begin, end] = swept_layers(report, i);
+    for (std::int64_t layer = begin; layer < end; ++layer) {
       const auto it = found.find({i, layer});
       if (it == found.end()) {
         missing.push_back(layer_name(report, i, layer));
@@ -158,16 +176,9 @@ Report read_trace_report(std::span<const JournalReader> journals, std::vector<st
       }
       *report.work = *report.work + it->second.part.seconds;
       parts[i].push_back(std::move(it->second.part));
-      found.erase(it);
     }
   }
   require_complete(missing, journals);
-  if (!found.empty()) {
-    const auto& [input, layer] = found.begin()->first;
-    throw Error(ErrorKind::kInput, "'" + found.begin()->second.journal->path() + "' holds " +
-                                       layer_name(report, input, layer) +
-                                       ", which the sweep has not");
-  }
   for (std::vector<LayerPart>& layers : parts) {
     std::vector<CellRecord> cells = join_layers(std::move(layers));
     std::move(cells.begin(), cells.end(), std::back_inserter(report.cells));
@@ -180,7 +191,11 @@ ModelReport read_model_report(std::span<const JournalReader> journals,
                               std::vector<std::string>& notes) {
   std::map<std::tuple<std::string, std::int64_t, std::string>, const JournalReader*> found;
   std::vector<RunEntry> entries;
-  const Json begin = read_all(journals, notes, [&](const Json& json, const JournalReader& from) {
+  ModelHead head;
+  const auto on_begin = [&](const Json& begin) {
+    head = model_head(journals.front().identity(), begin);
+  };
+  read_all(journals, notes, on_begin, [&](const Json& json, const JournalReader& from) {
     if (!json.contains("task")) return;
     RunEntry entry = run_entry_from_json(json);
     const auto [at, added] = found.emplace(std::tuple(entry.task, entry.sample, entry.arm), &from);
@@ -190,7 +205,7 @@ ModelReport read_model_report(std::span<const JournalReader> journals,
     }
     entries.push_back(std::move(entry));
   });
-  auto [report, samples] = model_head(journals.front().identity(), begin);
+  auto& [report, samples] = head;
   if (samples.size() != report.tasks.size()) {
     throw Error(ErrorKind::kInput, "'" + journals.front().path() + "' does not count its samples");
   }
@@ -225,7 +240,7 @@ ModelReport read_model_report(std::span<const JournalReader> journals,
     report.seconds += entry.prefill_seconds + entry.decode_seconds;
   }
   report.entries = std::move(entries);
-  return report;
+  return std::move(report);
 }
 
 SweepOutcome write_trace_report(std::span<const JournalReader> journals, const ReportPaths& paths,

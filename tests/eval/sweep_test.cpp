@@ -187,6 +187,7 @@ class TraceUnits : public ::testing::Test {
     return TraceEvaluation(trace_.front(), 0, policies_, options_, *backend_,
                            [](std::int64_t, const std::string&) {});
   }
+  LayerShape shape() const { return LayerShape::of(trace_.front().info(), options_.block); }
   /// Everything of a part but its seconds.
   static json values(const LayerPart& part) {
     json entry = to_json(LayerEntry{0, part});
@@ -235,7 +236,7 @@ TEST_F(TraceUnits, PartsAreJoinedToTheWholeAndEntriesAreExact) {
   for (std::int64_t layer = 0; layer < 5; ++layer) {
     const json entry = json::parse(to_json(LayerEntry{0, evaluation().evaluate(layer)}).dump());
     EXPECT_EQ(layer_entry_unit(entry), std::pair(std::size_t{0}, layer));
-    parts.push_back(layer_entry_from_json(entry).part);
+    parts.push_back(layer_entry_from_json(entry, shape()).part);
   }
   const auto cells = join_layers(std::move(parts));
   ASSERT_EQ(cells.size(), expected.size());
@@ -275,7 +276,7 @@ TEST_F(TraceUnits, PartsAreJoinedToTheWholeAndEntriesAreExact) {
 
 TEST_F(TraceUnits, BrokenEntriesAreRefused) {
   const json good = to_json(LayerEntry{0, evaluation().evaluate(3)});
-  layer_entry_from_json(good);
+  layer_entry_from_json(good, shape());
   std::vector<json> broken(12, good);
   broken[0].erase("cells");
   broken[1]["unit"] = "x";
@@ -290,8 +291,34 @@ TEST_F(TraceUnits, BrokenEntriesAreRefused) {
   broken[10]["cells"][0]["saved"]["selections"][0]["geometry"] = {16, 0, 1 << 30};
   broken[11]["cells"][0]["layer"][1] = 1.5;
   for (std::size_t i = 0; i < broken.size(); ++i) {
-    EXPECT_THROW(layer_entry_from_json(broken[i]), Error) << i;
+    EXPECT_THROW(layer_entry_from_json(broken[i], shape()), Error) << i;
   }
+}
+
+// A number stands for all values of an array, so that a short entry can declare a long one: its size
+// is checked against the input's heads and blocks, and the sum of all, before any is allocated.
+TEST_F(TraceUnits, ArraysLargerThanTheInputAreNotAllocated) {
+  json entry = to_json(LayerEntry{0, evaluation().evaluate(3)});
+  json& array = entry.at("cells").at(0).at("density_rows");
+  const auto refused = [&](const LayerShape& limit) -> std::string {
+    try {
+      layer_entry_from_json(entry, limit);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kInput);
+      return error.what();
+    }
+    return "";
+  };
+  array = {shape().heads, shape().columns, 0.5};
+  EXPECT_EQ(refused(shape()), "");
+  array = {shape().heads + 1, shape().columns, 0.5};
+  EXPECT_NE(refused(shape()).find("is larger than the"), std::string::npos);
+  array = {shape().heads, shape().columns + 1, 0.5};
+  EXPECT_NE(refused(shape()).find("is larger than the"), std::string::npos);
+  // 64 Ki heads x 4 Ki blocks of four bytes are the 1 GiB that is allowed, and other arrays come
+  // before; the input's shape is as hostile as the entry here.
+  array = {1 << 16, 1 << 12, 0.5};
+  EXPECT_NE(refused({1 << 16, 1 << 12}).find("more than 1 GiB"), std::string::npos);
 }
 
 TEST_F(TraceUnits, PartsOfOtherCellsDoNotJoin) {

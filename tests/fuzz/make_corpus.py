@@ -407,6 +407,10 @@ def make_specs():
         "sketchwalk:damping=1e-300,sharpness=8",
     )):
         write("method_spec", f"spec{i:02}", spec)
+    write("method_spec", "file", json.dumps({
+        "description": "d", "source": "s", "method": "sketchwalk",
+        "options": {"preset": "preprint", "sketch_dim": 64, "damping": 0.5, "partial_mean": True}}))
+    write("method_spec", "file_list", '{"method":"quest","options":{"page":[16,"32"]}}')
     for i, text in enumerate((
         "mass_recall<0.8@sketchwalk@0.2", "latency>=1e3", "output_error<=inf",
         "lengths=1024+2048,depths=0+0.5+1,needles=2,samples=3,seed=4", "samples=0",

@@ -2,6 +2,7 @@
 
 #include "core/error.hpp"
 #include "policy/list.hpp"
+#include "policy/method_file.hpp"
 
 namespace sw {
 namespace {
@@ -75,6 +76,41 @@ TEST(MethodSpec, ValuesAreChecked) {
         "oracle:granularity=token", "sketchwalk:query_window=0"}) {
     EXPECT_THROW(make_policy(spec, 0), Error) << spec;
   }
+}
+
+/// The error of a method file, as "message | hint".
+std::string error_of_file(const std::string& text) {
+  try {
+    parse_method_file(text, "'m.json'");
+  } catch (const Error& error) {
+    return std::string(error.what()) + " | " + error.hint();
+  }
+  return "no error";
+}
+
+TEST(MethodFile, StandsForASpec) {
+  EXPECT_EQ(parse_method_file(R"({"method": "dense"})", "m"), "dense");
+  EXPECT_EQ(parse_method_file(R"({"method": "sketchwalk", "description": "d", "source": "s",
+                               "options": {"preset": "preprint", "sketch_dim": 64,
+                                           "damping": 0.25, "causal_sketch": true}})",
+                              "m"),
+            "sketchwalk:causal_sketch=true,damping=0.25,preset=preprint,sketch_dim=64");
+  EXPECT_EQ(parse_method_file(R"({"method": "quest", "options": {"page": [16, "32"]}})", "m"),
+            "quest:page=16|32");
+  EXPECT_EQ(resolve_method("sketchwalk:degree=1|2"), "sketchwalk:degree=1|2");
+}
+
+TEST(MethodFile, MistakesAreNamed) {
+  for (const char* text :
+       {"", "[]", "{", R"({"options": {}})", R"({"method": ""})", R"({"method": "a:b=c"})",
+        R"({"method": 1})", R"({"method": "a", "options": []})",
+        R"({"method": "a", "options": {"b": null}})", R"({"method": "a", "options": {"b": {}}})",
+        R"({"method": "a", "options": {"b": "1,c=2"}})", R"({"method": "a", "options": {"b=1,c": 2}})",
+        R"({"method": "a", "options": {"b": [[1]]}})", R"({"method": "a", "options": {"b": 1, "b": 2}})"}) {
+    EXPECT_NE(error_of_file(text), "no error") << text;
+  }
+  EXPECT_EQ(error_of_file(R"({"method": "a", "option": {}})"),
+            "'m.json': 'option' is not a key of a method | did you mean 'options'?");
 }
 
 }  // namespace

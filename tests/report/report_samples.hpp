@@ -89,7 +89,7 @@ inline Json model_report(const std::vector<double>& scores, const std::string& p
 /// What two runs of the same thing have in common.
 inline Json without_times(Json value) {
   if (value.is_object()) {
-    for (const char* key : {"latency", "created", "seconds", "command"}) value.erase(key);
+    for (const char* key : {"latency", "created", "seconds", "work", "command"}) value.erase(key);
   }
   if (value.is_structured()) {
     for (Json& child : value) child = without_times(child);
