@@ -20,7 +20,8 @@ namespace {
 constexpr std::int64_t kDefaultContext = 4096;
 
 constexpr const char* kMethodHelp =
-    "Methods: NAME, NAME:option=value,... (see sw-eval methods; value|value runs both), or FILE.json "
+    "Methods: NAME, NAME:option=value,... (see sw-eval methods; value|value runs both), or "
+    "FILE.json "
     "of configs/methods";
 constexpr const char* kDensityHelp =
     "Shares of the causal pairs to keep, in (0, 1]: numbers, or first:last:step";

@@ -7,6 +7,7 @@
 #include <functional>
 #include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "core/rng.hpp"
 
@@ -17,31 +18,55 @@ namespace {
 constexpr std::size_t kLanes = 8;
 using Lanes = std::array<double, kLanes>;
 
-/// The `count` smallest of `values` by `less`, in order, and perhaps more after them. Most values
-/// are passed over once: a sample of them says below which one the wanted ones lie.
-template <class Less>
-std::vector<double> smallest(std::span<const double> values, std::size_t count, Less less) {
+/// The values of both ends of a distribution: at least the `count` smallest and the `count`
+/// largest.
+struct Ends {
+  std::vector<double> low;
+  std::vector<double> high;
+};
+
+/// A sample says outside of which bounds the wanted values lie; then one pass finds them, without
+/// branches, which nobody could predict.
+Ends select_ends(std::span<const double> values, std::size_t count) {
   constexpr std::size_t kStride = 16;
-  std::vector<double> found;
-  if (values.size() / kStride > 2 * count / kStride + 32) {
-    for (std::size_t i = 0; i < values.size(); i += kStride) found.push_back(values[i]);
-    // Of the sample, twice as many as the wanted ones would be, and some for small numbers.
-    const auto at = found.begin() + static_cast<std::ptrdiff_t>(2 * count / kStride + 16);
-    std::nth_element(found.begin(), at, found.end(), less);
-    const double limit = *at;
-    found.resize(values.size());
-    std::size_t size = 0;
-    for (double value : values) {
-      found[size] = value;
-      size += less(limit, value) ? 0 : 1;
+  Ends ends;
+  // Of the sample, twice as many as the wanted ones would be, and some for small numbers.
+  const std::size_t rank = 2 * count / kStride + 16;
+  std::vector<double> sample;
+  for (std::size_t i = 0; i < values.size(); i += kStride) sample.push_back(values[i]);
+  if (sample.size() > 2 * rank) {
+    const auto low = sample.begin() + static_cast<std::ptrdiff_t>(rank);
+    const auto high = sample.end() - 1 - static_cast<std::ptrdiff_t>(rank);
+    std::nth_element(sample.begin(), low, sample.end());
+    std::nth_element(low, high, sample.end());
+    const double most = *low;
+    const double least = *high;
+    thread_local std::vector<double> lows, highs;
+    if (lows.size() < values.size()) lows.resize(values.size());
+    if (highs.size() < values.size()) highs.resize(values.size());
+    std::size_t num_lows = 0;
+    std::size_t num_highs = 0;
+    for (const double value : values) {
+      lows[num_lows] = value;
+      num_lows += value <= most ? 1 : 0;
+      highs[num_highs] = value;
+      num_highs += value >= least ? 1 : 0;
     }
-    found.resize(size);
+    ends.low.assign(lows.data(), lows.data() + num_lows);
+    ends.high.assign(highs.data(), highs.data() + num_highs);
   }
   // The sample misled, or there are too few values for one.
-  if (found.size() < count) found.assign(values.begin(), values.end());
-  std::partial_sort(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(count), found.end(),
-                    less);
-  return found;
+  if (ends.low.size() < count) ends.low.assign(values.begin(), values.end());
+  if (ends.high.size() < count) ends.high.assign(values.begin(), values.end());
+  return ends;
+}
+
+/// The value of rank `k`, and that of the next one; the last one is its own next.
+template <class Less>
+std::pair<double, double> at_rank(std::vector<double>& values, std::size_t k, Less less) {
+  const auto at = values.begin() + static_cast<std::ptrdiff_t>(k);
+  std::nth_element(values.begin(), at, values.end(), less);
+  return {*at, at + 1 == values.end() ? *at : *std::min_element(at + 1, values.end(), less)};
 }
 
 /// Appends what one resample draws from inputs of these sizes: for each place an input, and then as
@@ -127,7 +152,7 @@ std::array<std::vector<double>, kLanes> resample(
     ++r;
   };
   if (keep && inputs == 1) {
-    constexpr std::size_t kTogether = 4;
+    constexpr std::size_t kTogether = 2;  // more do not fit into the registers
     const std::vector<Lanes>& values = units.front();
     for (; r + kTogether <= static_cast<std::size_t>(resamples);) {
       std::array<const std::uint32_t*, kTogether> draws;
@@ -171,14 +196,12 @@ void set_percentile_interval(Interval& interval, std::span<const double> means) 
   const double high = (1.0 + kConfidence) / 2.0 * static_cast<double>(last);
   const auto under_low = static_cast<std::size_t>(low);
   const auto under_high = static_cast<std::size_t>(high);
-  const std::size_t over_low = std::min(under_low + 1, last);
-  const std::size_t over_high = std::min(under_high + 1, last);
-  const std::vector<double> bottom = smallest(means, over_low + 1, std::less<>());
-  interval.low =
-      std::lerp(bottom[under_low], bottom[over_low], low - static_cast<double>(under_low));
-  const std::vector<double> top = smallest(means, last - under_high + 1, std::greater<>());
-  interval.high = std::lerp(top[last - under_high], top[last - over_high],
-                            high - static_cast<double>(under_high));
+  const std::size_t above_high = last - std::min(under_high + 1, last);
+  Ends ends = select_ends(means, std::min(std::max(under_low, above_high) + 2, means.size()));
+  const auto [a, b] = at_rank(ends.low, under_low, std::less<>());
+  interval.low = std::lerp(a, b, low - static_cast<double>(under_low));
+  const auto [d, c] = at_rank(ends.high, above_high, std::greater<>());
+  interval.high = std::lerp(c, d, high - static_cast<double>(under_high));
 }
 
 std::vector<Interval> bootstrap_means(std::span<const std::vector<std::vector<double>>> series,

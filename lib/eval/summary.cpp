@@ -87,27 +87,28 @@ class MetricSummaries {
       if (!summary) summary.emplace();
       if (cells.size() == 1) summary->per_layer = layer_means(array);
     }
-    if (!summary) return;
+    if (summary) add(std::move(series), summary->overall);
+  }
+
+  void add(Series series, Interval& interval) {
     std::vector<std::size_t> shape;
     for (const auto& columns : series) shape.push_back(columns.size());
     Batch& batch = batches_[shape];
     batch.series.push_back(std::move(series));
-    batch.summaries.push_back(&*summary);
+    batch.intervals.push_back(&interval);
   }
 
   void resample() {
     for (const auto& [shape, batch] : batches_) {
       const std::vector<Interval> intervals = bootstrap_means(batch.series);
-      for (std::size_t i = 0; i < intervals.size(); ++i) {
-        batch.summaries[i]->overall = intervals[i];
-      }
+      for (std::size_t i = 0; i < intervals.size(); ++i) *batch.intervals[i] = intervals[i];
     }
   }
 
  private:
   struct Batch {
     std::vector<Series> series;
-    std::vector<MetricSummary*> summaries;
+    std::vector<Interval*> intervals;
   };
   std::map<std::vector<std::size_t>, Batch> batches_;
 };
@@ -249,24 +250,31 @@ class References {
   CellGroup cells_;
 };
 
-std::optional<Comparison> compare(const CellGroup& group, const References& references) {
-  std::vector<std::vector<double>> differences;
+/// Mass recall minus that of the baseline at the same density; nothing where a cell has no such
+/// baseline.
+std::optional<Series> differences(const CellGroup& group, const References& references) {
+  Series differences;
   for (const CellRecord* cell : group) {
-    if (!cell->density || cell->method == References::kBaseline) continue;
+    if (!cell->density || cell->method == References::kBaseline) return std::nullopt;
     const CellRecord* baseline = references.find(*cell, References::kBaseline, true);
-    if (baseline == nullptr || sparse_layers(*baseline) != sparse_layers(*cell)) continue;
+    if (baseline == nullptr || sparse_layers(*baseline) != sparse_layers(*cell)) {
+      return std::nullopt;
+    }
     std::vector<double> own = column_means(*cell, cell->metric(Metric::kMassRecall));
     const std::vector<double> other =
         column_means(*baseline, baseline->metric(Metric::kMassRecall));
     for (std::size_t i = 0; i < own.size(); ++i) own[i] -= other[i];
     differences.push_back(std::move(own));
   }
-  if (differences.empty() || differences.size() != group.size()) return std::nullopt;
+  return differences;
+}
+
+std::optional<Comparison> compare(const Interval& difference) {
+  if (!difference.low) return std::nullopt;
   Comparison comparison;
-  comparison.difference = bootstrap_mean(differences);
-  if (!comparison.difference.low) return std::nullopt;
-  if (*comparison.difference.low > 0.0) comparison.verdict = Verdict::kBetter;
-  if (*comparison.difference.high < 0.0) comparison.verdict = Verdict::kWorse;
+  comparison.difference = difference;
+  if (*difference.low > 0.0) comparison.verdict = Verdict::kBetter;
+  if (*difference.high < 0.0) comparison.verdict = Verdict::kWorse;
   return comparison;
 }
 
@@ -288,8 +296,10 @@ Summary summarize(const CellRecord& first, const CellGroup& group, const Referen
   }
   metrics.add(group, summary.answer_recall,
               [](const CellRecord& cell) -> const MetricArray& { return cell.answer_recall; });
+  Interval difference;
+  if (auto series = differences(group, references)) metrics.add(std::move(*series), difference);
   metrics.resample();
-  summary.versus_sink_window = compare(group, references);
+  summary.versus_sink_window = compare(difference);
   if (group.size() == 1) {
     const CellRecord& cell = *group.front();
     if (cell.attribution) summary.attribution = summarize_attribution(cell);

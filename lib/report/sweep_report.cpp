@@ -160,8 +160,7 @@ Report read_trace_report(std::span<const JournalReader> journals, std::vector<st
       doubled(name, first->second.journal->path(), from.path());
     }
     const auto shape = LayerShape::of(report.inputs[input].info, report.protocol.block);
-    found.emplace(std::pair{input, layer},
-                  Found{layer_entry_from_json(entry, shape).part, &from});
+    found.emplace(std::pair{input, layer}, Found{layer_entry_from_json(entry, shape).part, &from});
   });
   std::vector<std::string> missing;
   std::vector<std::vector<LayerPart>> parts(report.inputs.size());

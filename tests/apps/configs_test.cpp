@@ -224,10 +224,9 @@ TEST(Configs, AMethodFileStandsForItsSpec) {
   const std::string methods = SW_CONFIGS "/methods/";
   const auto run = [&](const std::string& program, const std::string& method,
                        const std::string& out) {
-    return testing::run_command("'" SW_BIN_DIR "/" + program + "' trace '" + trace +
-                                "' --method '" + method +
-                                "' --density 0.3 --quiet --backend reference --block 16 -o '" +
-                                folder.file(out) + "'");
+    return testing::run_command(
+        "'" SW_BIN_DIR "/" + program + "' trace '" + trace + "' --method '" + method +
+        "' --density 0.3 --quiet --backend reference --block 16 -o '" + folder.file(out) + "'");
   };
   for (const char* program : {"sw-eval", "sw-sweep"}) {
     const std::string out = std::string(program) + "-out";

@@ -77,6 +77,34 @@ TEST(Quantile, InterpolatesBetweenOrderStatistics) {
   EXPECT_DOUBLE_EQ(quantile(sorted, 1.0), 8.0);
 }
 
+// Selection finds exactly what sorting finds, also where every sixteenth value, of which it takes a
+// sample, is unlike the others.
+TEST(PercentileInterval, IsThatOfTheSortedMeans) {
+  SplitMix64 rng(5);
+  const auto make = [&](std::size_t size, auto&& value) {
+    std::vector<double> means(size);
+    for (std::size_t i = 0; i < size; ++i) means[i] = value(i);
+    return means;
+  };
+  for (const std::size_t size : {1u, 2u, 3u, 16u, 39u, 40u, 41u, 100u, 1000u, 4999u, 10000u}) {
+    for (const std::vector<double>& means :
+         {make(size, [&](std::size_t) { return rng.uniform(); }),
+          make(size, [&](std::size_t) { return static_cast<double>(rng.below(3)); }),
+          make(size, [](std::size_t i) { return static_cast<double>(i); }),
+          make(size, [](std::size_t i) { return -static_cast<double>(i); }),
+          make(size, [](std::size_t) { return 0.25; }),
+          make(size, [&](std::size_t i) { return i % 16 == 0 ? -1.0 - rng.uniform() : 1.0; }),
+          make(size, [&](std::size_t i) { return i % 16 == 0 ? 9.0 : rng.uniform(); })}) {
+      Interval interval;
+      set_percentile_interval(interval, means);
+      std::vector<double> sorted = means;
+      std::sort(sorted.begin(), sorted.end());
+      EXPECT_EQ(*interval.low, quantile(sorted, (1.0 - kConfidence) / 2.0)) << size;
+      EXPECT_EQ(*interval.high, quantile(sorted, (1.0 + kConfidence) / 2.0)) << size;
+    }
+  }
+}
+
 TEST(Median, AndItsDeviation) {
   EXPECT_DOUBLE_EQ(median({3.0, 1.0, 2.0}), 2.0);
   EXPECT_DOUBLE_EQ(median({4.0, 1.0, 2.0, 3.0}), 2.5);

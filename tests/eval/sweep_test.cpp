@@ -295,8 +295,9 @@ TEST_F(TraceUnits, BrokenEntriesAreRefused) {
   }
 }
 
-// A number stands for all values of an array, so that a short entry can declare a long one: its size
-// is checked against the input's heads and blocks, and the sum of all, before any is allocated.
+// A number stands for all values of an array, so that a short entry can declare a long one: its
+// size is checked against the input's heads and blocks, and the sum of all, before any is
+// allocated.
 TEST_F(TraceUnits, ArraysLargerThanTheInputAreNotAllocated) {
   json entry = to_json(LayerEntry{0, evaluation().evaluate(3)});
   json& array = entry.at("cells").at(0).at("density_rows");

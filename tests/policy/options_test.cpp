@@ -105,8 +105,10 @@ TEST(MethodFile, MistakesAreNamed) {
        {"", "[]", "{", R"({"options": {}})", R"({"method": ""})", R"({"method": "a:b=c"})",
         R"({"method": 1})", R"({"method": "a", "options": []})",
         R"({"method": "a", "options": {"b": null}})", R"({"method": "a", "options": {"b": {}}})",
-        R"({"method": "a", "options": {"b": "1,c=2"}})", R"({"method": "a", "options": {"b=1,c": 2}})",
-        R"({"method": "a", "options": {"b": [[1]]}})", R"({"method": "a", "options": {"b": 1, "b": 2}})"}) {
+        R"({"method": "a", "options": {"b": "1,c=2"}})",
+        R"({"method": "a", "options": {"b=1,c": 2}})",
+        R"({"method": "a", "options": {"b": [[1]]}})",
+        R"({"method": "a", "options": {"b": 1, "b": 2}})"}) {
     EXPECT_NE(error_of_file(text), "no error") << text;
   }
   EXPECT_EQ(error_of_file(R"({"method": "a", "option": {}})"),

@@ -205,11 +205,11 @@ class ProgramFaults : public ::testing::Test {
 
   testing::CommandResult run(const std::string& command, const std::string& folder, long at,
                              int error) const {
-    return testing::run_command(
-        "LD_PRELOAD='" SW_FAULTS_LIBRARY "' SW_FAULTS_COUNT='" + inputs_.file("calls") +
-        "' SW_FAULTS_FOLDER='" + folder + "' SW_FAULTS_AT=" + std::to_string(at) +
-        " SW_FAULTS_ERROR=" + std::to_string(error) + " TMPDIR='" + folder +
-        "' '" SW_BIN_DIR "'/" + command);
+    return testing::run_command("LD_PRELOAD='" SW_FAULTS_LIBRARY "' SW_FAULTS_COUNT='" +
+                                inputs_.file("calls") + "' SW_FAULTS_FOLDER='" + folder +
+                                "' SW_FAULTS_AT=" + std::to_string(at) +
+                                " SW_FAULTS_ERROR=" + std::to_string(error) + " TMPDIR='" + folder +
+                                "' '" SW_BIN_DIR "'/" + command);
   }
 
   /// The error and its hint, and nothing else.
@@ -276,13 +276,14 @@ class ProgramFaults : public ::testing::Test {
   /// The options of a small sweep of traces.
   static std::string sweep(const std::string& trace) {
     return "trace '" + trace +
-           "' --quiet --block 16 --backend reference --no-attribution --method sink_window --density 0.3 ";
+           "' --quiet --block 16 --backend reference --no-attribution --method sink_window "
+           "--density 0.3 ";
   }
   /// The report of a small evaluation, made without faults.
   std::string report() const {
     const std::string out = inputs_.file("in.json");
-    const auto result = testing::run_command("'" SW_BIN_DIR "'/sw-eval " + sweep(trace(1)) +
-                                             "-o '" + out + "'");
+    const auto result =
+        testing::run_command("'" SW_BIN_DIR "'/sw-eval " + sweep(trace(1)) + "-o '" + out + "'");
     EXPECT_EQ(result.code, 0) << result.output;
     return out;
   }
