@@ -187,16 +187,61 @@ void keep_all(Row& row, Part part) {
   for (std::int64_t j = 0; j < row.candidates(); ++j) row.keep(j, part);
 }
 
-/// Density of the rows before the last `dense`, so that all of them together keep `density`.
-double density_before(std::int64_t dense, const BlockGeometry& geometry, double density) {
-  double all = 0.0;
-  double last = 0.0;
+/// Pairs of a block row: `queries` of it see all keys of the blocks before their own, `before`.
+struct RowSize {
+  double queries;
+  double before;
+  double own;  // pairs
+
+  double area() const { return queries * before + own; }
+  /// Keys before its own block that a row may keep for `share` of its pairs.
+  double room(double share) const { return (share * area() - own) / queries; }
+  /// Pairs of the row when it keeps its own block and `keys` before it, if there are as many.
+  double least(double keys) const { return queries * std::min(keys, before) + own; }
+};
+
+std::vector<RowSize> row_sizes(const BlockGeometry& geometry) {
+  std::vector<RowSize> sizes;
   for (std::int64_t r = 0; r < geometry.rows(); ++r) {
-    const double area = static_cast<double>(geometry.first_row() + r) + 0.5;
-    all += area;
-    if (r >= geometry.rows() - dense) last += area;
+    const auto queries = static_cast<double>(geometry.row_end(r) - geometry.row_begin(r));
+    const auto before = static_cast<double>((geometry.first_row() + r) * geometry.block);
+    const double in_own = static_cast<double>(geometry.row_begin(r)) - before;
+    sizes.push_back({queries, before, queries * in_own + queries * (queries + 1.0) / 2.0});
   }
-  return last < all ? std::max(0.0, (density * all - last) / (all - last)) : density;
+  return sizes;
+}
+
+/// Keys before its own block that a row keeps whatever its share.
+double least_keys(const Budget& budget, const BlockGeometry& geometry) {
+  return static_cast<double>((budget.min_blocks - 1) * geometry.block);
+}
+
+/// Rows at the end that attend densely, and the density that the rows before them have.
+struct DenseRows {
+  std::int64_t count = 0;
+  double density_before = 0.0;
+};
+
+DenseRows pay_dense_rows(const Budget& budget, const BlockGeometry& geometry, double density) {
+  const std::vector<RowSize> sizes = row_sizes(geometry);
+  const double least_each = least_keys(budget, geometry);
+  double all = 0.0;
+  double least = 0.0;
+  for (const RowSize& size : sizes) {
+    all += size.area();
+    least += size.least(least_each);
+  }
+  DenseRows dense{0, density};
+  double last = 0.0;
+  for (auto size = sizes.rbegin(); size != sizes.rend(); ++size) {
+    if (dense.count == budget.dense_last_rows) break;
+    last += size->area();
+    least -= size->least(least_each);
+    if (last + least > density * all) break;
+    ++dense.count;
+    if (last < all) dense.density_before = (density * all - last) / (all - last);
+  }
+  return dense;
 }
 
 void fill_fixed(Row& row, std::span<const double> scores, std::int64_t tau, Phase phase) {
@@ -286,42 +331,27 @@ std::vector<std::int32_t> in_order(std::span<const double> scores) {
 /// keep the share `density` of their pairs. Each row keeps its own block and `least` keys in any
 /// case, where there are as many; what the early rows have too much the others have less.
 std::vector<double> keys_before_own(const BlockGeometry& geometry, double density, double least) {
-  struct Size {
-    double queries;
-    double before;
-    double own;  // pairs
-
-    double area() const { return queries * before + own; }
-    double room(double share) const { return (share * area() - own) / queries; }
-  };
-  std::vector<Size> sizes;
+  const std::vector<RowSize> sizes = row_sizes(geometry);
   double wanted = 0.0;
-  for (std::int64_t r = 0; r < geometry.rows(); ++r) {
-    const auto queries = static_cast<double>(geometry.row_end(r) - geometry.row_begin(r));
-    const auto before = static_cast<double>((geometry.first_row() + r) * geometry.block);
-    const double in_own = static_cast<double>(geometry.row_begin(r)) - before;
-    sizes.push_back({queries, before, queries * in_own + queries * (queries + 1.0) / 2.0});
-    wanted += density * sizes.back().area();
-  }
+  for (const RowSize& size : sizes) wanted += density * size.area();
   double share = density;
   for (std::size_t full = 0, last = sizes.size() + 1; full != last;) {
     last = full;
     full = 0;
     double left = wanted;
     double area = 0.0;
-    for (const Size& size : sizes) {
-      const double floor = std::min(least, size.before);
-      if (size.room(share) > floor) {
+    for (const RowSize& size : sizes) {
+      if (size.room(share) > std::min(least, size.before)) {
         area += size.area();
       } else {
-        left -= floor * size.queries + size.own;
+        left -= size.least(least);
         ++full;
       }
     }
     if (area > 0.0) share = std::max(left / area, 0.0);
   }
   std::vector<double> rooms;
-  for (const Size& size : sizes) {
+  for (const RowSize& size : sizes) {
     rooms.push_back(std::max(size.room(share), std::min(least, size.before)));
   }
   return rooms;
@@ -423,8 +453,8 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
     require_numbers(scores.keys.row(g), geometry.key_blocks() - 1);
     key_order.push_back(in_order(scores.keys.row(g)));
   }
-  const std::vector<double> rooms = keys_before_own(
-      geometry, density, static_cast<double>((budget.min_blocks - 1) * geometry.block));
+  const std::vector<double> rooms =
+      keys_before_own(geometry, density, least_keys(budget, geometry));
   const std::int64_t rows = geometry.rows();
   std::vector<MixedRow> mixed;
   for (std::int64_t i = 0; i < scores.groups * rows; ++i) {
@@ -460,6 +490,19 @@ std::int64_t matched_blocks(double density, std::int64_t candidates) {
   return std::clamp<std::int64_t>(m, 1, candidates);
 }
 
+std::int64_t matched_step_blocks(double density, const BlockGeometry& geometry) {
+  const auto block = static_cast<double>(geometry.block);
+  const std::int64_t before = geometry.key_blocks() - 1;
+  // Sum over the steps 1 .. t of this block of (density * (before * block + i) - i) / block.
+  const auto rounded_sum = [&](std::int64_t t) {
+    const auto x = static_cast<double>(t);
+    return round_half_up(density * static_cast<double>(before) * x -
+                         (1.0 - density) * x * (x + 1.0) / (2.0 * block));
+  };
+  const std::int64_t step = geometry.tokens - before * geometry.block;
+  return std::clamp<std::int64_t>(1 + rounded_sum(step) - rounded_sum(step - 1), 1, before + 1);
+}
+
 BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geometry,
                              const Budget& budget, double density, Phase phase) {
   if (budget.kind == Budget::Kind::kAll || budget.dense_phase == phase) {
@@ -478,9 +521,13 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
                      : std::max<std::int64_t>(1, round_half_up(density * static_cast<double>(b)));
   const ReleaseSizes sizes = release_sizes(geometry, budget);
 
-  const std::int64_t dense_rows =
-      phase == Phase::kPrefill ? std::min(budget.dense_last_rows, geometry.rows()) : 0;
-  if (dense_rows > 0) density = density_before(dense_rows, geometry, density);
+  DenseRows dense{0, density};
+  if (phase == Phase::kPrefill) dense = pay_dense_rows(budget, geometry, density);
+  const auto matched = [&](std::int64_t candidates) {
+    return phase == Phase::kDecode && budget.rounding == Budget::Rounding::kSteps
+               ? matched_step_blocks(density, geometry)
+               : matched_blocks(dense.density_before, candidates);
+  };
 
   std::vector<Row> rows;
   for (std::int64_t g = 0; g < scores.groups; ++g) {
@@ -497,9 +544,8 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
     switch (budget.kind) {
       case Budget::Kind::kMatched:
         fill_matched(row, s, budget,
-                     std::clamp(budget.min_blocks, matched_blocks(density, row.candidates()),
-                                row.candidates()));
-        if (row.candidates() > b - dense_rows) keep_all(row, Part::kForced);
+                     std::clamp(budget.min_blocks, matched(row.candidates()), row.candidates()));
+        if (row.candidates() > b - dense.count) keep_all(row, Part::kForced);
         return;
       case Budget::Kind::kTopP:
         return fill_top_p(row, s, budget);

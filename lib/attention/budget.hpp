@@ -31,16 +31,23 @@ struct Budget {
     kRecentHalf,     ///< kMatched: half of the row's blocks, the most recent ones
     kSinkAndRecent,  ///< sink blocks, and recent blocks for the whole rest: no scores needed
   };
+  /// kMatched, a decode step of whole blocks: how its share becomes a number of blocks. At a
+  /// context of n tokens one block more or less is a density of B / n: 1.6 points at 4,096.
+  enum class Rounding {
+    kRow,    ///< as the last row of a prefill (sketchwalk.md section 5)
+    kSteps,  ///< what one step rounds away the next ones have: a run of steps keeps the density
+  };
   Kind kind = Kind::kMatched;
   Forced forced = Forced::kSinkAndWindow;
+  Rounding rounding = Rounding::kRow;
   /// kMatched and kTopP: fewest blocks of a row. An early row whose share rounds to one block sees
   /// no sink, which costs a running model several nats a token there, whatever the method.
   std::int64_t min_blocks = 1;
   /// kTopP, for scores >= 0: the share to reach, forced blocks included. They are the diagonal and,
   /// unless `forced` is kDiagonal, the first block. 1 keeps all.
   double top_p = 0.9;
-  /// kMatched, prefill: rows at the end of the prompt that attend densely. The other rows get so
-  /// much less that the whole keeps the density, where it can.
+  /// kMatched, prefill: rows at the end of the prompt that attend densely, as many of them as the
+  /// density pays for while the other rows keep their fewest blocks. What is left of it is theirs.
   std::int64_t dense_last_rows = 0;
   /// A phase that the method leaves alone: every causal block is kept, without scores.
   std::optional<Phase> dense_phase = std::nullopt;
@@ -68,6 +75,12 @@ struct BlockScores {
 
 /// m of the budget `matched`: blocks kept of `candidates`, for density rho in (0, 1].
 std::int64_t matched_blocks(double density, std::int64_t candidates);
+
+/// The same for the decode step of `geometry` with Budget::Rounding::kSteps: the blocks before the
+/// step's own that a step may keep, density * tokens - own tokens, are summed over the steps since
+/// its own block began, and each step keeps what the sum, rounded to whole blocks, gains. So any
+/// steps of one block together are at most one block off, where no step would keep less than one.
+std::int64_t matched_step_blocks(double density, const BlockGeometry& geometry);
 
 /// m of the budget `matched` for a decode step that selects single keys: density * tokens, rounded.
 std::int64_t matched_keys(double density, std::int64_t tokens);

@@ -45,7 +45,7 @@ void ScoreOptions::add_selection(OptionSet& set) {
       "sink and window of the matched budget, or its most recent half (of a row of single keys: in "
       "keys); budget=top_p "
       "forces the first block, or nothing with diagonal");
-  add_min_blocks(set, budget.min_blocks);
+  add_matched(set, budget);
   set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
 }
 

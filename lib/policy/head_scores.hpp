@@ -34,7 +34,7 @@ struct ScoreOptions {
   Budget budget;
   std::int64_t dense_layers = 2;
 
-  /// granularity, forced, min_blocks and dense_layers.
+  /// granularity, forced, min_blocks, rounding and dense_layers.
   void add_selection(OptionSet& set);
   /// budget and top_p: for scores that are estimates of attention mass.
   void add_budget(OptionSet& set);

@@ -16,7 +16,7 @@ struct OracleOptions {
   Unit unit = Unit::kBlock;
   bool forced = false;
   std::int64_t dense_layers = 2;
-  std::int64_t min_blocks = 1;
+  Budget budget;
 
   OptionSet bind() {
     OptionSet set;
@@ -24,7 +24,7 @@ struct OracleOptions {
     add_unit(set, unit, "block, or in decode (the prefill keeps blocks) token: single keys");
     set.add("forced", forced, "also force the sink and window blocks of the matched budget");
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
-    add_min_blocks(set, min_blocks);
+    add_matched(set, budget);
     return set;
   }
 };
@@ -38,8 +38,9 @@ class OraclePolicy final : public Policy {
   std::int64_t dense_layers() const override { return options_.dense_layers; }
   bool needs_mass() const override { return true; }
   Budget budget() const override {
-    return {.forced = options_.forced ? Budget::Forced::kSinkAndWindow : Budget::Forced::kDiagonal,
-            .min_blocks = options_.min_blocks};
+    Budget budget = options_.budget;
+    budget.forced = options_.forced ? Budget::Forced::kSinkAndWindow : Budget::Forced::kDiagonal;
+    return budget;
   }
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
     return rank(context);

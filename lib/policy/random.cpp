@@ -13,7 +13,7 @@ class RandomPolicy final : public Policy {
   std::string name() const override { return "random"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  Budget budget() const override { return {.min_blocks = options_.min_blocks}; }
+  Budget budget() const override { return options_.budget; }
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {
     return draw(context);
   }

@@ -53,20 +53,26 @@ std::string spec_of(const std::string& name, Options actual) {
   return canonical_spec(name, actual.bind(), defaults.bind());
 }
 
-inline void add_min_blocks(OptionSet& set, std::int64_t& min_blocks) {
-  set.add("min_blocks", min_blocks, 1, kNoLimit,
+/// min_blocks and rounding.
+inline void add_matched(OptionSet& set, Budget& budget) {
+  set.add("min_blocks", budget.min_blocks, 1, kNoLimit,
           "budget=matched: fewest blocks of a row, which early rows round below");
+  set.add<Budget::Rounding>(
+      "rounding", budget.rounding,
+      {{"row", Budget::Rounding::kRow}, {"steps", Budget::Rounding::kSteps}},
+      "budget=matched, decode in whole blocks: each step as the last row of a prefill, or so that "
+      "the steps together keep the density");
 }
 
 /// For policies that have no other option.
 struct BaselineOptions {
   std::int64_t dense_layers = 2;
-  std::int64_t min_blocks = 1;
+  Budget budget;
 
   OptionSet bind() {
     OptionSet set;
     set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
-    add_min_blocks(set, min_blocks);
+    add_matched(set, budget);
     return set;
   }
 };

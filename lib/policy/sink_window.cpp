@@ -7,14 +7,14 @@ namespace {
 
 class SinkWindowPolicy final : public Policy {
  public:
-  explicit SinkWindowPolicy(const BaselineOptions& options) : options_(options) {}
+  explicit SinkWindowPolicy(const BaselineOptions& options) : options_(options) {
+    options_.budget.forced = Budget::Forced::kSinkAndRecent;
+  }
 
   std::string name() const override { return "sink_window"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  Budget budget() const override {
-    return {.forced = Budget::Forced::kSinkAndRecent, .min_blocks = options_.min_blocks};
-  }
+  Budget budget() const override { return options_.budget; }
   BlockScores score_prefill(const ScoreContext&, WalkState&, DecodeCache*) const override {
     return {};
   }

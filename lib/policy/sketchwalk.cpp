@@ -107,7 +107,7 @@ struct SketchWalkOptions {
                              {"diagonal", Budget::Forced::kDiagonal}},
                             "budget=matched: what a row keeps beside its own block: sink and "
                             "window, the first block, or nothing");
-    add_min_blocks(set, budget.min_blocks);
+    add_matched(set, budget);
     set.add("tau", budget.tau, 0, kNoLimit,
             "blocks of a row for budget=fixed; 0 means density times the number of blocks");
     set.add("window_frac", budget.window_frac, 0.0, 1.0, false,

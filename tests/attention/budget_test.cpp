@@ -114,9 +114,19 @@ TEST(Budget, DenseRowsAndPhases) {
   EXPECT_EQ(s.count_row(0, 126).density(), 1.0);
   EXPECT_EQ(s.count_row(0, 127).density(), 1.0);
   EXPECT_LT(s.count_row(0, 125).density(), 0.2);
-  // Less than the dense rows hold: the others keep their own block.
+  // Two such rows hold 3.1% of the pairs and the own blocks of all 0.8%: 3% pays for one, 1% for
+  // none.
+  const BlockSelection one = select_blocks({}, g, budget, 0.03, Phase::kPrefill);
+  EXPECT_NEAR(one.count().density(), 0.03, 0.005);
+  EXPECT_LT(one.count_row(0, 126).density(), 0.1);
+  EXPECT_EQ(one.count_row(0, 127).density(), 1.0);
   const BlockSelection least = select_blocks({}, g, budget, 0.01, Phase::kPrefill);
-  EXPECT_EQ(least.blocks(0, 125).size(), 1u);
+  EXPECT_NEAR(least.count().density(), 0.01, 0.005);
+  EXPECT_LT(least.count_row(0, 127).density(), 0.1);
+  // A last row of one query costs little.
+  const BlockGeometry ragged{8, 0, 8 * 127 + 1};
+  const BlockSelection cheap = select_blocks({}, ragged, budget, 0.2, Phase::kPrefill);
+  EXPECT_NEAR(cheap.count().density(), 0.2, 0.005);
   const BlockGeometry step{8, 1023, 1024};
   EXPECT_EQ(select_blocks({}, step, budget, 0.2, Phase::kDecode).count().density(), 1.0);
 }
@@ -182,6 +192,28 @@ TEST(Budget, MatchedCounts) {
   EXPECT_EQ(matched_blocks(0.2, 128), 26);  // floor(25.5 + 1)
   EXPECT_EQ(matched_blocks(1.0, 77), 77);
   EXPECT_EQ(matched_blocks(1e-9, 77), 1);
+}
+
+// Error diffusion: over the steps of a block the kept tokens follow density * context to within
+// half a block, whereas each step alone is a whole number of blocks beside its own.
+TEST(Budget, StepsTogetherKeepTheDensity) {
+  constexpr std::int64_t kBlock = 16;
+  for (const double rho : {0.07, 0.2, 0.33, 0.5, 1.0}) {
+    double owed = 0.0;
+    for (std::int64_t tokens = 50 * kBlock + 1; tokens <= 51 * kBlock; ++tokens) {
+      const BlockGeometry g{kBlock, tokens - 1, tokens};
+      const std::int64_t m = matched_step_blocks(rho, g);
+      const std::int64_t own = tokens - 50 * kBlock;
+      owed += rho * static_cast<double>(tokens) - static_cast<double>((m - 1) * kBlock + own);
+      EXPECT_LE(std::abs(owed), 0.5 * kBlock + 1e-9) << rho << " at " << tokens;
+      Budget budget;
+      budget.rounding = Budget::Rounding::kSteps;
+      const BlockScores scores{1, Matrix(1, g.key_blocks())};
+      const BlockSelection s = select_blocks(scores, g, budget, rho, Phase::kDecode);
+      EXPECT_EQ(std::ssize(s.blocks(0, 0)), m);
+    }
+  }
+  EXPECT_EQ(matched_step_blocks(0.01, {kBlock, 31, 32}), 1);  // never less than its own
 }
 
 TEST(Budget, NaNScoresAreErrors) {

@@ -486,19 +486,24 @@ def select(scores, opt, density, keys=False):
 
 
 def tri_shape_rows(n, B, density, last_rows):
-    b = -(-n // B)
-    area = [i + 0.5 for i in range(b)]
-    dense = min(last_rows, b)
-    rest = sum(area[:b - dense])
-    rho = density if rest == 0 else max(0.0, (density * sum(area) - sum(area[b - dense:])) / rest)
-    rows = []
+    """As many dense rows at the end as the density pays for when every other row keeps its own
+    block; what is left of the density is that of the other rows. Counted in pairs."""
+    rows = cut(n, B)
+    pairs = [sum(p + 1 for p in range(s, e)) for s, e in rows]
+    own = [sum(p + 1 - s for p in range(s, e)) for s, e in rows]
+    b = len(rows)
+    dense = max(k for k in range(min(last_rows, b) + 1)
+                if k == 0 or sum(own[:b - k]) + sum(pairs[b - k:]) <= density * sum(pairs))
+    rest = sum(pairs[:b - dense])
+    rho = density if rest == 0 else (density * sum(pairs) - sum(pairs[b - dense:])) / rest
+    out = []
     for i in range(b):
         if i >= b - dense:
-            rows.append(list(range(i + 1)))
+            out.append(list(range(i + 1)))
             continue
         m, _, sink = matched_counts(rho, i + 1)
-        rows.append(sorted(set(range(sink)) | set(range(i + 1 - max(1, m - sink), i + 1))))
-    return rows
+        out.append(sorted(set(range(sink)) | set(range(i + 1 - max(1, m - sink), i + 1))))
+    return out
 
 
 # ---------------------------------------------------------------- policies

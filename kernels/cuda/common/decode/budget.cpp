@@ -7,10 +7,11 @@ namespace sw::cuda {
 DecodeBudget make_decode_budget(const Budget& budget, double density) {
   const bool known = budget.kind == Budget::Kind::kMatched || budget.kind == Budget::Kind::kFixed ||
                      budget.kind == Budget::Kind::kRelease;
-  if (!known || budget.forced != Budget::Forced::kSinkAndWindow || budget.dense_phase) {
+  if (!known || budget.forced != Budget::Forced::kSinkAndWindow || budget.dense_phase ||
+      budget.rounding != Budget::Rounding::kRow) {
     throw Error(ErrorKind::kUnsupported,
-                "the CUDA decode path selects by the budgets matched, fixed and release, with sink "
-                "and window blocks",
+                "the CUDA decode path selects by the budgets matched (rounding=row), fixed and "
+                "release, with sink and window blocks",
                 "use --backend cpu for this policy");
   }
   DecodeBudget result;

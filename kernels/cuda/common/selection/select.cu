@@ -379,6 +379,7 @@ std::optional<std::string> BudgetSelector::unsupported(const Budget& budget) {
       budget.dense_last_rows > 0 || budget.dense_phase) {
     return "the GPU forces the sink and window, the diagonal, or recent blocks only";
   }
+  if (budget.rounding == Budget::Rounding::kSteps) return "the GPU knows rounding=row only";
   return {};
 }
 
