@@ -31,7 +31,7 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "cpu"; }
   std::string detail() const override {
     return std::string(isa_.name) + ", f32" +
-           (isa_.bf16_tile != nullptr ? " (products of bf16 tensors: bf16), " : ", ") +
+           (isa_.has_bf16() ? " (products of bf16 tensors: bf16), " : ", ") +
            std::to_string(num_threads()) + " threads";
   }
   std::optional<std::string> unsupported(const AttentionProblem& problem) const override {
@@ -134,11 +134,11 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
   std::stable_sort(items.begin(), items.end(),
                    [](const WorkItem& a, const WorkItem& b) { return a.keys > b.keys; });
 
-  std::vector<cpu::RowAttention> workspaces(static_cast<std::size_t>(num_threads()),
-                                            cpu::RowAttention(isa_.tile(problem)));
+  const auto workspaces =
+      cpu::make_row_attention(isa_, cpu::all_bf16(problem), problem.k, problem.v, num_threads());
   parallel_for(static_cast<std::int64_t>(items.size()), [&](std::int64_t index, int thread) {
     const WorkItem& item = items[static_cast<std::size_t>(index)];
-    cpu::RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
+    cpu::RowAttention& rows = *workspaces[static_cast<std::size_t>(thread)];
     const std::int64_t begin = g.row_begin(item.row);
     const std::int64_t count = g.row_end(item.row) - begin;
     rows.begin(item.head_end - item.head_begin, count, problem.head_dim(), problem.scale());
@@ -151,13 +151,14 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
     const std::int64_t kv_head = item.head_begin / problem.group();
     const std::int64_t set = item.head_begin / heads_per_set;
     for (const cpu::KeyRange& keys : key_ranges(selection, set, item.row)) {
-      rows.visit(problem.k, problem.v, kv_head, keys);
+      rows.visit(kv_head, keys);
     }
     const SingleKeys singles = single_keys(selection.tokens(set, item.row), begin);
-    rows.visit_singles(problem.k, problem.v, kv_head, singles.before);
+    rows.visit_singles(kv_head, singles.before);
     for (const cpu::KeyRange& keys : singles.runs) {
-      rows.visit(problem.k, problem.v, kv_head, keys);
+      rows.visit(kv_head, keys);
     }
+    rows.end();
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
       rows.finish(h - item.head_begin, output.out.row<float>(h, first),
                   output.lse.data() + h * queries + first);

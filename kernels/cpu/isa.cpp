@@ -34,32 +34,30 @@ std::vector<Isa> detect() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   if (bf16 && __builtin_cpu_supports("amx-bf16") && may_use_tiles()) {
-    isas.push_back({"amx_bf16", &kAvx512Tile, &kAmxBf16Tile, &kAvx512Decode, &kAvx512Bf16Decode,
-                    &kAvx512Scores});
-  }
-  if (bf16) {
-    isas.push_back({"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile, &kAvx512Decode,
+    isas.push_back({"amx_bf16", &kAvx512Tile, nullptr, &kAmxBf16Strip, &kAvx512Decode,
                     &kAvx512Bf16Decode, &kAvx512Scores});
   }
-  if (avx512)
-    isas.push_back({"avx512", &kAvx512Tile, nullptr, &kAvx512Decode, nullptr, &kAvx512Scores});
+  if (bf16) {
+    isas.push_back({"avx512_bf16", &kAvx512Tile, &kAvx512Bf16Tile, nullptr, &kAvx512Decode,
+                    &kAvx512Bf16Decode, &kAvx512Scores});
+  }
+  if (avx512) {
+    isas.push_back(
+        {"avx512", &kAvx512Tile, nullptr, nullptr, &kAvx512Decode, nullptr, &kAvx512Scores});
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back({"avx2", &kAvx2Tile, nullptr, &kAvx2Decode, nullptr, &kAvx2Scores});
+    isas.push_back({"avx2", &kAvx2Tile, nullptr, nullptr, &kAvx2Decode, nullptr, &kAvx2Scores});
   }
 #endif
   isas.push_back(
-      {"portable", &kPortableTile, nullptr, &kPortableDecode, nullptr, &kPortableScores});
+      {"portable", &kPortableTile, nullptr, nullptr, &kPortableDecode, nullptr, &kPortableScores});
   return isas;
-}
-
-bool all_bf16(const AttentionProblem& p) {
-  return p.q.dtype == DType::kBf16 && p.k.dtype == DType::kBf16 && p.v.dtype == DType::kBf16;
 }
 
 }  // namespace
 
-const TileKernel& Isa::tile(const AttentionProblem& problem) const {
-  return bf16_tile != nullptr && all_bf16(problem) ? *bf16_tile : *f32_tile;
+bool all_bf16(const AttentionProblem& p) {
+  return p.q.dtype == DType::kBf16 && p.k.dtype == DType::kBf16 && p.v.dtype == DType::kBf16;
 }
 
 const DecodeKernel& Isa::decode(const AttentionProblem& problem) const {

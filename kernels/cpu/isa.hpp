@@ -6,6 +6,7 @@
 #include "attention/problem.hpp"
 #include "kernels/cpu/decode.hpp"
 #include "kernels/cpu/scores.hpp"
+#include "kernels/cpu/strip.hpp"
 #include "kernels/cpu/tile.hpp"
 
 /// The instruction sets that the CPU kernels are written for, and the choice among them, made once
@@ -15,16 +16,20 @@ namespace sw::cpu {
 /// The kernels of one instruction set, one file each.
 struct Isa {
   const char* name;
-  const TileKernel* f32_tile;   ///< any dtype, computed in f32
-  const TileKernel* bf16_tile;  ///< bf16 as it is, or null: through f32_tile
+  const TileKernel* f32_tile;     ///< any dtype, computed in f32
+  const TileKernel* bf16_tile;    ///< bf16 as it is, or null
+  const StripKernel* bf16_strip;  ///< the same for matrix tiles, or null
   const DecodeKernel* f32_decode;
   const DecodeKernel* bf16_decode;  ///< or null: through f32_decode
   const ScoreKernel* scores;
 
-  /// bf16 arithmetic for problems of bf16 tensors only.
-  const TileKernel& tile(const AttentionProblem& problem) const;
+  /// Whether prefill has kernels of its own for bf16 tensors, which f32_tile computes otherwise.
+  bool has_bf16() const { return bf16_tile != nullptr || bf16_strip != nullptr; }
   const DecodeKernel& decode(const AttentionProblem& problem) const;
 };
+
+/// Whether the tensors are of bf16, all of them.
+bool all_bf16(const AttentionProblem& problem);
 
 /// Those that this CPU runs, the widest first; never empty.
 const std::vector<Isa>& available_isas();

@@ -25,8 +25,7 @@ enum class Mask : std::int32_t {
 };
 
 /// Layouts for f32 elements, and in brackets for bf16, where two elements of a sum are neighbours
-/// and an odd dim or number of keys is filled up with zeros. For matrix tiles k and v are left
-/// factors, k [keys][dim] and v [dim][kTileKeys], filled up with zeros to whole tiles.
+/// and an odd dim or number of keys is filled up with zeros.
 struct Tile {
   const void* qt;                ///< [dim][kLanes] (bf16: [dim / 2][kLanes][2])
   const void* k;                 ///< [keys][dim], rounded up to even
@@ -80,6 +79,5 @@ extern const TileKernel kPortableTile;
 extern const TileKernel kAvx2Tile;
 extern const TileKernel kAvx512Tile;
 extern const TileKernel kAvx512Bf16Tile;
-extern const TileKernel kAmxBf16Tile;
 
 }  // namespace sw::cpu

@@ -104,20 +104,21 @@ HeadsTensor beside(const PooledVectors& x, std::int64_t group) {
 /// `group` query heads of a KV head beside each other.
 Matrix pool_masses(const HeadsView& q, const HeadsView& k, std::int64_t group, double scale,
                    bool causal, std::int64_t queries_per_block, std::int64_t keys_per_block,
-                   std::int64_t b, const TileKernel& tile) {
+                   std::int64_t b, const Isa& isa) {
   Matrix sum(b, b);
   const std::int64_t per_block = group * queries_per_block;
   // So many block rows together as fill the lanes of a tile.
   const std::int64_t block_rows = std::max<std::int64_t>(1, kLanes / per_block);
   const std::int64_t chunks = (b + block_rows - 1) / block_rows;
-  std::vector<RowAttention> workspaces(static_cast<std::size_t>(num_threads()), RowAttention(tile));
+  const auto workspaces = make_row_attention(
+      isa, k.dtype == DType::kBf16 && q.dtype == DType::kBf16, k, {}, num_threads());
   // Later rows are the longer ones when the sketch is causal.
   parallel_for(chunks, [&](std::int64_t index, int thread) {
     const std::int64_t begin = (chunks - 1 - index) * block_rows;
     const std::int64_t end = std::min(begin + block_rows, b);
     const std::int64_t first = begin * per_block;
     const std::int64_t count = std::min(end * per_block, q.tokens) - first;
-    RowAttention& rows = workspaces[static_cast<std::size_t>(thread)];
+    RowAttention& rows = *workspaces[static_cast<std::size_t>(thread)];
     for (std::int64_t g = 0; g < k.heads; ++g) {
       rows.begin(1, count, q.dim, scale);
       rows.want_masses();
@@ -127,10 +128,10 @@ Matrix pool_masses(const HeadsView& q, const HeadsView& k, std::int64_t group, d
         rows.set_position(u, (begin + u / per_block + 1) * keys_per_block - 1);
       }
       for (std::int64_t j = 0; j < (causal ? end : b); ++j) {
-        rows.visit(k, {}, g,
-                   {j, j * keys_per_block, std::min((j + 1) * keys_per_block, k.tokens),
-                    causal && j > begin ? Mask::kCausal : Mask::kNone});
+        rows.visit(g, {j, j * keys_per_block, std::min((j + 1) * keys_per_block, k.tokens),
+                       causal && j > begin ? Mask::kCausal : Mask::kNone});
       }
+      rows.end();
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t from = i * per_block - first;
         rows.add_masses(0, from, std::min(from + per_block, count), sum.row(i));
@@ -161,8 +162,8 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
   const double scale = sketch.logit_scale() / params.temperature;
   const bool keys_as_they_are = params.tokens_per_key() == 1 && effective.exact && !mean;
   // Keys in bf16 are taken as attention takes them, with the mean queries rounded to their type.
-  const bool bf16 = keys_as_they_are && keys_per_block > 1 && problem.k.dtype == DType::kBf16 &&
-                    isa.bf16_tile != nullptr;
+  const bool bf16 =
+      keys_as_they_are && keys_per_block > 1 && problem.k.dtype == DType::kBf16 && isa.has_bf16();
 
   PooledVectors q;
   PooledVectors k;
@@ -190,8 +191,7 @@ Matrix transition(const AttentionProblem& problem, const SketchParams& params, S
     const HeadsTensor pooled_q = bf16 ? beside<Bf16>(q, group) : beside<float>(q, group);
     const HeadsTensor pooled_k = keys_as_they_are ? HeadsTensor() : beside<float>(k, 1);
     a = pool_masses(pooled_q.view(), keys_as_they_are ? problem.k : pooled_k.view(), group, scale,
-                    params.causal, queries_per_block, keys_per_block, b,
-                    bf16 ? *isa.bf16_tile : *isa.f32_tile);
+                    params.causal, queries_per_block, keys_per_block, b, isa);
   }
   finish_transition(a, params, q.heads, q.count);
   return a;

@@ -182,7 +182,7 @@ struct Comparison {
 
   void compare(const AttentionProblem& problem, const BlockSelection& selection) const {
     const std::int64_t dim = problem.head_dim();
-    const bool bf16 = problem.k.dtype == DType::kBf16 && isa.bf16_tile != nullptr;
+    const bool bf16 = problem.k.dtype == DType::kBf16 && isa.has_bf16();
     const double tolerance = weight_error(largest_logit_magnitude(problem), dim, problem.tokens()) +
                              (bf16 ? kBf16Exponential : 0.0);
     // |v| stays below 6 in samples of this size.
@@ -274,7 +274,7 @@ TEST_P(CpuPathTest, ReadsNothingBetweenTheRowsOfAStridedTensor) {
 /// bf16 arithmetic shows itself by the rounded weights, and is for bf16 tensors alone.
 TEST_P(CpuPathTest, UsesBf16ArithmeticForBf16TensorsOnly) {
   const bool has_bf16 = std::string(GetParam()).ends_with("_bf16");
-  ASSERT_EQ(cpu::find_isa(GetParam()).bf16_tile != nullptr, has_bf16);
+  ASSERT_EQ(cpu::find_isa(GetParam()).has_bf16(), has_bf16);
   for (const std::int64_t queries : {1, 90}) {
     for (const DType dtype : kTypes) {
       SplitMix64 rng(45);
@@ -356,7 +356,7 @@ TEST_P(CpuPathTest, TransitionOverEveryKeyAgreesWithTheReference) {
     SCOPED_TRACE("case " + std::to_string(i));
     const Matrix want = reference_->transition(problem, params, nullptr);
     const Matrix got = backend_->transition(problem, params, nullptr);
-    const bool bf16 = std::string(GetParam()) == "avx512_bf16" && dtype == DType::kBf16;
+    const bool bf16 = std::string(GetParam()).ends_with("_bf16") && dtype == DType::kBf16;
     // Elements lie in [-1, 1] and mean queries in as little: at most 64 / 8 / 1.2 a logit.
     const double tolerance = bf16 ? 2 * 64.0 / 8.0 / 1.2 * 0x1p-9 : 1e-4;
     for (std::int64_t r = 0; r < want.rows(); ++r) {

@@ -1,0 +1,419 @@
+// Strips of bf16 queries with the matrix tiles of AMX-BF16: 32 x 32 logits or outputs at a time
+// stay in four tiles, with AVX-512 for the softmax between the two products.
+#include "kernels/cpu/strip.hpp"
+#include "kernels/cpu/tile_bf16.inl"
+
+namespace sw::cpu {
+namespace {
+
+constexpr int kSide = 16;  // rows of a tile, and columns of f32
+static_assert(kStripSums == kSide);
+constexpr int kTileBytes = 1024;  // tiles lie one after the other
+constexpr int kRowBytes = 64;     // of a tile
+constexpr int kTileFloats = kTileBytes / 4;
+constexpr int kStepPanels = 4;    // of one pass of the softmax
+constexpr int kChunkPanels = 16;  // that stay near while all strips visit them
+constexpr int kLogitBytes = kStripRows * kStepPanels * kPanelKeys * 4;
+constexpr int kWeightBytes = kLogitBytes / 2;
+constexpr int kPartBytes = kStepPanels * kStripRows * 64;
+static_assert(2 * kLogitBytes + 2 * kWeightBytes + kPartBytes <= kStripScratchBytes);
+
+/// What the compiler must not move loads and stores of tiles across.
+inline void order_memory() { asm volatile("" ::: "memory"); }
+
+/// Eight tiles of 16 rows of 64 bytes. Done for every run, since other code of the thread may have
+/// tiles of its own.
+inline void configure() {
+  struct alignas(64) {
+    std::uint8_t palette = 1;
+    std::uint8_t start_row = 0;
+    std::uint8_t reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const config;
+  _tile_loadconfig(&config);
+}
+
+/// One strip against a few panels. Three steps are under way at a time: the products of the next
+/// with its keys and of the last with its values fill the time between the rows of a softmax.
+struct Step {
+  std::int32_t strip = 0;
+  std::int32_t panel = 0;
+  std::int32_t panels = 0;  ///< 0: none
+  bool masked = false;
+  // Rows whose base moved, and by which factor, until their outputs have followed.
+  std::uint32_t moved = 0;
+  float factor[kStripRows];
+  float* s = nullptr;  ///< [2][2 panels][16][16] logits
+  void* p = nullptr;   ///< [2][panels][16][32] weights
+};
+
+/// The keys of a panel that a query sees, one bit each.
+inline std::uint32_t visible(const StripRun& run, const KeyPanel& panel, std::int32_t position) {
+  const auto below = [](std::int32_t n) { return n <= 0 ? 0u : n >= 32 ? ~0u : (1u << n) - 1u; };
+  std::uint32_t keys = panel.keys;
+  if (panel.mask == Mask::kNone) return keys;
+  keys &= below(position - panel.first_key + 1);
+  if (panel.mask == Mask::kCausal) return keys;
+  return keys & (~below(position - run.token_window + 1 - panel.first_key) |
+                 below(run.token_sink - panel.first_key));
+}
+
+/// Gives a row the base that its logits ask for.
+__attribute__((noinline)) void move_base(const StripRun& run, Step& step, int row, __m512 top) {
+  const int r = step.strip * kStripRows + row;
+  const bool first = run.limit[r] == -kInfinity;
+  const float base = _mm512_reduce_max_ps(top);
+  const __m512 factor = first ? _mm512_setzero_ps() : exp2(_mm512_set1_ps(run.base[r] - base));
+  run.base[r] = base;
+  run.limit[r] = base + 8.0f;  // weights up to 2^8 are as exact
+  float* l = run.l + r * kSide;
+  _mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), factor));
+  step.factor[row] = _mm512_cvtss_f32(factor);
+  step.moved |= 1u << row;
+}
+
+/// The softmax of a step, some rows at a time.
+template <int Panels, bool Masked>
+class Softmax {
+ public:
+  /// To be done in `slots` calls of `advance`.
+  Softmax(const StripRun& run, Step& step, float* parts, int slots)
+      : run_(run), step_(step), parts_(parts), pace_(slots > 0 ? (kStripRows << 16) / slots : 0) {}
+
+  __attribute__((always_inline)) void advance() {
+    progress_ += pace_;
+    advance_to(progress_ >> 16);
+  }
+  void finish() { advance_to(kStripRows); }
+
+ private:
+  __attribute__((always_inline)) void advance_to(int end) {
+    if constexpr (Panels > 0) {
+      for (; row_ < end; ++row_) weights(row_);
+    }
+  }
+  void weights(int row);
+
+  const StripRun& run_;
+  Step& step_;
+  float* parts_;
+  int pace_;  ///< rows of a slot, times 2^16
+  int progress_ = 0;
+  int row_ = 0;
+};
+
+/// Softmax weights of one row.
+template <int Panels, bool Masked>
+inline __attribute__((always_inline)) void Softmax<Panels, Masked>::weights(int row) {
+  const int r = step_.strip * kStripRows + row;
+  const float* s = step_.s + row / kSide * 2 * Panels * kTileFloats + row % kSide * kSide;
+  __m512 x[2 * Panels];
+  for (int i = 0; i < 2 * Panels; ++i) x[i] = _mm512_load_ps(s + i * kTileFloats);
+  __mmask16 seen[2 * Panels];
+  __m512 top;
+  if constexpr (Masked) {
+    top = _mm512_set1_ps(-kInfinity);
+    for (int u = 0; u < Panels; ++u) {
+      const std::uint32_t keys = visible(run_, run_.panels[step_.panel + u], run_.position[r]);
+      seen[2 * u] = static_cast<__mmask16>(keys);
+      seen[2 * u + 1] = static_cast<__mmask16>(keys >> 16);
+    }
+    for (int i = 0; i < 2 * Panels; ++i) top = _mm512_mask_max_ps(top, seen[i], top, x[i]);
+  } else {
+    __m512 y[Panels];
+    for (int u = 0; u < Panels; ++u) y[u] = _mm512_max_ps(x[2 * u], x[2 * u + 1]);
+    for (int u = Panels; u > 1; u = (u + 1) / 2) {
+      for (int v = 0; v < u / 2; ++v) y[v] = _mm512_max_ps(y[v], y[u - 1 - v]);
+    }
+    top = y[0];
+  }
+  const __m512 scale = _mm512_set1_ps(run_.scale);
+  top = _mm512_mul_ps(top, scale);
+  if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(run_.limit[r]), _CMP_GT_OQ) != 0) [[unlikely]] {
+    move_base(run_, step_, row, top);
+  }
+  const __m512 base = _mm512_set1_ps(run_.base[r]);
+  for (int i = 0; i < 2 * Panels; ++i) {
+    x[i] = exp2(_mm512_fmsub_ps(x[i], scale, base));
+    if constexpr (Masked) x[i] = _mm512_maskz_mov_ps(seen[i], x[i]);
+  }
+  auto* p = static_cast<std::uint16_t*>(step_.p) + row / kSide * Panels * 2 * kTileFloats +
+            row % kSide * kPanelKeys;
+  __m512 sum = _mm512_load_ps(run_.l + r * kSide);
+  for (int u = 0; u < Panels; ++u) {
+    _mm512_store_si512(p + u * 2 * kTileFloats,
+                       (__m512i)_mm512_cvtne2ps_pbh(x[2 * u + 1], x[2 * u]));
+    const __m512 part = _mm512_add_ps(x[2 * u], x[2 * u + 1]);
+    if (parts_ != nullptr) _mm512_store_ps(parts_ + (u * kStripRows + row) * kSide, part);
+    sum = _mm512_add_ps(sum, part);
+  }
+  _mm512_store_ps(run_.l + r * kSide, sum);
+}
+
+/// Logits of a step: its strip times the keys of its panels.
+template <class Beside>
+inline void multiply_keys(const StripRun& run, const Step& step, Beside& beside) {
+  const int depth = run.dim / kStripDimStep;
+  const auto* q =
+      static_cast<const std::byte*>(run.q) + std::int64_t{step.strip} * 2 * depth * kTileBytes;
+  auto* s = reinterpret_cast<std::byte*>(step.s);
+  for (int u = 0; u < step.panels; ++u) {
+    const auto* k = static_cast<const std::byte*>(run.panels[step.panel + u].k);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int j = 0; j < depth; ++j) {
+      _tile_loadd(4, q + j * kTileBytes, kRowBytes);
+      _tile_loadd(6, k + j * kTileBytes, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, k + (depth + j) * kTileBytes, kRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, q + (depth + j) * kTileBytes, kRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      beside.advance();
+    }
+    const int row_bytes = 2 * step.panels * kTileBytes;
+    _tile_stored(0, s + 2 * u * kTileBytes, kRowBytes);
+    _tile_stored(1, s + (2 * u + 1) * kTileBytes, kRowBytes);
+    _tile_stored(2, s + row_bytes + 2 * u * kTileBytes, kRowBytes);
+    _tile_stored(3, s + row_bytes + (2 * u + 1) * kTileBytes, kRowBytes);
+  }
+}
+
+/// Outputs of the rows of a step whose base moved.
+__attribute__((noinline)) void rescale(const StripRun& run, Step& step) {
+  const int cols = run.dim / kSide;
+  float* o = run.o + std::int64_t{step.strip} * kStripRows * run.dim;
+  for (; step.moved != 0; step.moved &= step.moved - 1) {
+    const int row = __builtin_ctz(step.moved);
+    const __m512 factor = _mm512_set1_ps(step.factor[row]);
+    float* from = o + row / kSide * cols * kTileFloats + row % kSide * kSide;
+    for (int c = 0; c < cols; ++c) {
+      float* x = from + c * kTileFloats;
+      _mm512_store_ps(x, _mm512_mul_ps(_mm512_load_ps(x), factor));
+    }
+  }
+}
+
+/// Adds the weights of a step times its values to the output of its strip.
+template <class Beside>
+inline void multiply_values(const StripRun& run, const Step& step, Beside& beside) {
+  const int cols = run.dim / kSide;
+  auto* o = reinterpret_cast<std::byte*>(run.o + std::int64_t{step.strip} * kStripRows * run.dim);
+  const auto* p = static_cast<const std::byte*>(step.p);
+  const int row_bytes = step.panels * kTileBytes;
+  for (int c = 0; c < cols; c += 2) {
+    std::byte* upper = o + c * kTileBytes;
+    std::byte* lower = o + (cols + c) * kTileBytes;
+    _tile_loadd(0, upper, kRowBytes);
+    _tile_loadd(1, upper + kTileBytes, kRowBytes);
+    _tile_loadd(2, lower, kRowBytes);
+    _tile_loadd(3, lower + kTileBytes, kRowBytes);
+    for (int u = 0; u < step.panels; ++u) {
+      const auto* v = static_cast<const std::byte*>(run.panels[step.panel + u].v) + c * kTileBytes;
+      _tile_loadd(4, p + u * kTileBytes, kRowBytes);
+      _tile_loadd(6, v, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, v + kTileBytes, kRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, p + row_bytes + u * kTileBytes, kRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      beside.advance();
+    }
+    _tile_stored(0, upper, kRowBytes);
+    _tile_stored(1, upper + kTileBytes, kRowBytes);
+    _tile_stored(2, lower, kRowBytes);
+    _tile_stored(3, lower + kTileBytes, kRowBytes);
+  }
+}
+
+/// Adds each lane to the one `Half` lanes away, for two vectors at once: lanes without the bit Half
+/// of the result are of a, the others of b.
+template <int Half>
+inline __m512 fold(__m512 a, __m512 b) {
+  constexpr __mmask16 kUpper = Half == 8   ? 0xff00
+                               : Half == 4 ? 0xf0f0
+                               : Half == 2 ? 0xcccc
+                                           : 0xaaaa;
+  const __m512 own = _mm512_mask_blend_ps(kUpper, a, b);
+  const __m512 other = _mm512_mask_blend_ps(kUpper, b, a);
+  if constexpr (Half == 8) return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0x4e));
+  if constexpr (Half == 4) return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0xb1));
+  if constexpr (Half == 2) return _mm512_add_ps(own, _mm512_permute_ps(other, 0x4e));
+  if constexpr (Half == 1) return _mm512_add_ps(own, _mm512_permute_ps(other, 0xb1));
+}
+
+/// Sums of 16 vectors, one a lane.
+inline __m512 sums_of(const float* x) {
+  __m512 y[16];
+  for (int i = 0; i < 16; ++i) y[i] = _mm512_load_ps(x + i * kSide);
+  for (int i = 0; i < 8; ++i) y[i] = fold<8>(y[i], y[i + 8]);
+  for (int i = 0; i < 4; ++i) y[i] = fold<4>(y[i], y[i + 4]);
+  for (int i = 0; i < 2; ++i) y[i] = fold<2>(y[i], y[i + 2]);
+  return fold<1>(y[0], y[1]);
+}
+
+void store_panel_sums(const StripRun& run, const Step& step, const float* parts) {
+  for (int u = 0; u < step.panels; ++u) {
+    const std::int64_t first =
+        (std::int64_t{step.panel + u} * run.strips + step.strip) * kStripRows;
+    for (int i = 0; i < kStripRows; i += kSide) {
+      _mm512_store_ps(run.panel_sum + first + i, sums_of(parts + (u * kStripRows + i) * kSide));
+      _mm512_store_ps(run.panel_base + first + i,
+                      _mm512_load_ps(run.base + step.strip * kStripRows + i));
+    }
+  }
+}
+
+/// The softmax of `now` beside the logits of `next` and, for values, the outputs of `last`.
+template <int Panels, bool Masked>
+__attribute__((noinline)) void run_step(const StripRun& run, const Step& next, Step& now,
+                                        const Step& last, float* parts) {
+  Softmax<Panels, Masked> softmax(run, now, parts,
+                                  (next.panels + last.panels) * (run.dim / kStripDimStep));
+  order_memory();
+  if (next.panels > 0) multiply_keys(run, next, softmax);
+  if (last.panels > 0) multiply_values(run, last, softmax);
+  softmax.finish();
+  order_memory();
+}
+
+/// Steps in an order that keeps the panels of a chunk near while every strip visits them.
+class Steps {
+ public:
+  explicit Steps(const StripRun& run) : run_(run) {}
+
+  void next(Step& step) {
+    step.panels = 0;
+    if (chunk_ >= run_.num_panels) return;
+    const int end =
+        chunk_ + kChunkPanels < run_.num_panels ? chunk_ + kChunkPanels : run_.num_panels;
+    step.strip = strip_;
+    step.panel = panel_;
+    step.panels = end - panel_ < kStepPanels ? end - panel_ : kStepPanels;
+    step.masked = false;
+    step.moved = 0;
+    for (int u = 0; u < step.panels; ++u) {
+      const KeyPanel& panel = run_.panels[panel_ + u];
+      step.masked |= panel.mask != Mask::kNone || panel.keys != ~0u;
+    }
+    panel_ += step.panels;
+    if (panel_ < end) return;
+    panel_ = chunk_;
+    if (++strip_ < run_.strips) return;
+    strip_ = 0;
+    panel_ = chunk_ = end;
+  }
+
+ private:
+  const StripRun& run_;
+  int chunk_ = 0;
+  int strip_ = 0;
+  int panel_ = 0;
+};
+
+void run_strips(const StripRun& run) {
+  using RunStep = void (*)(const StripRun&, const Step&, Step&, const Step&, float*);
+  static constexpr RunStep kRunStep[kStepPanels + 1][2] = {{run_step<0, false>, run_step<0, false>},
+                                                           {run_step<1, false>, run_step<1, true>},
+                                                           {run_step<2, false>, run_step<2, true>},
+                                                           {run_step<3, false>, run_step<3, true>},
+                                                           {run_step<4, false>, run_step<4, true>}};
+  configure();
+  auto* scratch = static_cast<std::byte*>(run.scratch);
+  Step steps[3];
+  float* parts = run.panel_sum == nullptr
+                     ? nullptr
+                     : reinterpret_cast<float*>(scratch + 2 * kLogitBytes + 2 * kWeightBytes);
+  const bool values = run.num_panels > 0 && run.panels[0].v != nullptr;
+  Steps order(run);
+  for (int i = 0;; ++i) {
+    Step& next = steps[i % 3];
+    Step& now = steps[(i + 2) % 3];
+    Step& last = steps[(i + 1) % 3];
+    order.next(next);
+    if (next.panels == 0 && now.panels == 0 && last.panels == 0) break;
+    next.s = reinterpret_cast<float*>(scratch + i % 2 * kLogitBytes);
+    next.p = scratch + 2 * kLogitBytes + i % 2 * kWeightBytes;
+    if (!values) last.panels = 0;
+    if (last.moved != 0 && last.panels > 0) rescale(run, last);
+    kRunStep[now.panels][now.masked ? 1 : 0](run, next, now, last, parts);
+    if (parts != nullptr && now.panels > 0) store_panel_sums(run, now, parts);
+  }
+  _tile_release();
+}
+
+/// [2][dim / 32][16 pairs of elements][16 keys][2]
+void pack_keys(const TokenRows& rows, void* k) {
+  auto* to = static_cast<std::uint16_t*>(k);
+  for (int half = 0; half < 2; ++half) {
+    for (int j = 0; j < rows.dim; j += 32, to += 2 * kTileFloats) {
+      __m512i x[16];
+      for (int r = 0; r < 16; ++r) {
+        const int i = half * kSide + r;
+        const __mmask32 inside = i < rows.count ? first32(rows.dim - j) : 0;
+        x[r] = _mm512_maskz_loadu_epi16(inside, row_of(rows, i) + j);
+      }
+      transpose(x);
+      for (int r = 0; r < 16; ++r) _mm512_storeu_si512(to + r * 32, x[r]);
+    }
+  }
+}
+
+/// [dim / 16][16 pairs of keys][16 elements][2]
+void pack_values(const TokenRows& rows, void* v) {
+  for (int j = 0; j < rows.dim; j += 32) {
+    auto* to = static_cast<std::uint16_t*>(v) + j / kSide * 2 * kTileFloats;
+    const __mmask32 inside = first32(rows.dim - j);
+    for (int i = 0; i < kPanelKeys; i += 2, to += 32) {
+      __m512i pairs[2];
+      interleave(_mm512_maskz_loadu_epi16(i < rows.count ? inside : 0, row_of(rows, i) + j),
+                 _mm512_maskz_loadu_epi16(i + 1 < rows.count ? inside : 0, row_of(rows, i + 1) + j),
+                 pairs);
+      _mm512_storeu_si512(to, pairs[0]);
+      _mm512_storeu_si512(to + 2 * kTileFloats, pairs[1]);
+    }
+  }
+}
+
+/// A strip is [2][dim / 32][16 rows][32 elements].
+void pack_strip_queries(const TokenRows& rows, std::int64_t row, void* q) {
+  const int depth = (rows.dim + kStripDimStep - 1) / kStripDimStep;
+  for (int i = 0; i < rows.count; ++i, ++row) {
+    auto* to = static_cast<std::uint16_t*>(q) + row / kSide * depth * 2 * kTileFloats +
+               row % kSide * kStripDimStep;
+    for (int j = 0; j < rows.dim; j += 32, to += 2 * kTileFloats) {
+      _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(first32(rows.dim - j), row_of(rows, i) + j));
+    }
+  }
+}
+
+void add_sums(const float* l, std::int64_t count, float* sum) {
+  for (std::int64_t i = 0; i < count; i += kSide) {
+    _mm512_store_ps(sum + i, sums_of(l + i * kStripSums));
+  }
+}
+
+void finish_strip(const float* o, const float* sum, std::int64_t row, std::int32_t count,
+                  std::int32_t dim, float* out) {
+  const int cols = (dim + kStripDimStep - 1) / kStripDimStep * (kStripDimStep / kSide);
+  for (int i = 0; i < count; ++i, ++row, out += dim) {
+    const __m512 inverse = _mm512_set1_ps(sum[row] > 0.0f ? 1.0f / sum[row] : 0.0f);
+    const float* from = o + row / kSide * cols * kTileFloats + row % kSide * kSide;
+    for (int j = 0; j < dim; j += kSide, from += kTileFloats) {
+      _mm512_mask_storeu_ps(out + j, first16(dim - j),
+                            _mm512_mul_ps(_mm512_load_ps(from), inverse));
+    }
+  }
+}
+
+}  // namespace
+
+const StripKernel kAmxBf16Strip = {run_strips, pack_keys,    pack_values, pack_strip_queries,
+                                   add_sums,   finish_strip, normalize};
+
+}  // namespace sw::cpu
