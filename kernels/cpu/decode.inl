@@ -70,10 +70,16 @@ inline void logits(const DecodeTile& t, int head, int padded, int first, Vec (&r
   }
 }
 
+/// Asks for a row that is used later.
+__attribute__((always_inline)) inline void prefetch_row(const float* row, int dim) {
+  for (int j = 0; j < dim; j += 16) __builtin_prefetch(row + j, 0, 2);
+}
+
 /// o[h][j] := o[h][j] factor[h] + sum over keys of s[h][key] v[key][j], for Heads heads from `head`
 /// on and the elements [j, j + kWidth Vectors).
 template <int Heads, int Vectors>
 inline void add_values(const DecodeTile& t, int head, const float* factor, int padded, int j) {
+  const bool ahead = head == 0 && j == 0;
   const float* v = static_cast<const float*>(t.v.data) + j;
   float* o = t.o + head * padded + j;
   const float* s = t.s + head * kTileKeys;
@@ -82,6 +88,9 @@ inline void add_values(const DecodeTile& t, int head, const float* factor, int p
     for (int x = 0; x < Vectors; ++x) sum[h][x] = load(o + h * padded + x * kWidth) * factor[h];
   }
   for (int i = 0; i < t.v.count; ++i) {
+    if (ahead && i < t.next_count) {
+      prefetch_row(static_cast<const float*>(t.next_k) + i * t.k.stride, t.k.dim);
+    }
     Vec row[Vectors];
     for (int x = 0; x < Vectors; ++x) row[x] = load(v + i * t.v.stride + x * kWidth);
     for (int h = 0; h < Heads; ++h) {
@@ -94,12 +103,25 @@ inline void add_values(const DecodeTile& t, int head, const float* factor, int p
   }
 }
 
+/// The largest lane.
+inline float largest_of(Vec x) {
+  float top = x[0];
+  for (int i = 1; i < kWidth; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
 template <int Heads>
 void run_heads(const DecodeTile& t, int head, int padded) {
   float factor[Heads];
   Vec largest[Heads];
   for (Vec& x : largest) x = broadcast(-kInfinity);
   for (int i = 0; i < t.k.count; i += kWidth) {
+    if (head == 0) {
+      const auto* v = static_cast<const float*>(t.v.data);
+      for (int key = i; key < i + kWidth && key < t.v.count; ++key) {
+        prefetch_row(v + key * t.v.stride, t.v.dim);
+      }
+    }
     Vec x[Heads];
     logits<Heads>(t, head, padded, i, x);
     for (int h = 0; h < Heads; ++h) {
@@ -111,8 +133,8 @@ void run_heads(const DecodeTile& t, int head, int padded) {
   for (int h = 0; h < Heads; ++h) {
     float* s = t.s + (head + h) * kTileKeys;
     const float old_base = t.m[head + h];
-    float base = old_base;
-    for (int x = 0; x < kWidth; ++x) base = largest[h][x] > base ? largest[h][x] : base;
+    const float top = largest_of(largest[h]);
+    const float base = top > old_base ? top : old_base;
     Vec total = {};
     for (int i = 0; i < t.k.count; i += kWidth) {
       Vec p = exp2_nonpositive(load(s + i) - base);
@@ -120,13 +142,16 @@ void run_heads(const DecodeTile& t, int head, int padded) {
       store(s + i, p);
       total += p;
     }
-    float sum = 0.0f;
-    for (int x = 0; x < kWidth; ++x) sum += total[x];
     factor[h] = exp2_nonpositive(broadcast(old_base - base))[0];
     t.m[head + h] = base;
-    t.l[head + h] = t.l[head + h] * factor[h] + sum;
-    t.tile_sum[head + h] = sum;
-    t.tile_base[head + h] = base;
+    float* l = t.l + (head + h) * kDecodeSums;
+    store(l, load(l) * factor[h] + total);
+    if (t.tile_sum != nullptr) {
+      float sum = 0.0f;
+      for (int x = 0; x < kWidth; ++x) sum += total[x];
+      t.tile_sum[head + h] = sum;
+      t.tile_base[head + h] = base;
+    }
   }
   int j = 0;
   for (; j + 4 * kWidth <= t.v.dim; j += 4 * kWidth)
@@ -144,12 +169,6 @@ void run_heads(const DecodeTile& t, int head, int padded) {
 
 void run_decode(const DecodeTile& t) {
   const int padded = (t.k.dim + kDecodeStrip - 1) / kDecodeStrip * kDecodeStrip;
-  for (int i = 0; i < t.next_count; ++i) {
-    for (int j = 0; j < t.k.dim; j += 16) {
-      __builtin_prefetch(static_cast<const float*>(t.next_k) + i * t.k.stride + j, 0, 2);
-      __builtin_prefetch(static_cast<const float*>(t.next_v) + i * t.v.stride + j, 0, 2);
-    }
-  }
   int head = 0;
   for (; head + SW_HEADS <= t.heads; head += SW_HEADS) run_heads<SW_HEADS>(t, head, padded);
   if constexpr (SW_HEADS > 3) {

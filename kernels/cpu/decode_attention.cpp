@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <numeric>
 #include <vector>
 
 #include "core/parallel.hpp"
@@ -103,13 +104,14 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
   // State of every (part, head): base, sum, output; and sum and base of every tile for masses.
   const auto states = parts.size() * static_cast<std::size_t>(heads_per_part);
   LineVector<float> base(states, -std::numeric_limits<float>::infinity());
-  LineVector<float> sum(states, 0.0f);
+  LineVector<float> sum(states * kDecodeSums, 0.0f);
   LineVector<float> out(states * static_cast<std::size_t>(padded), 0.0f);
   // A part's are [run][head].
   std::vector<std::size_t> first_tile;
   std::size_t tile_states = 0;
   for (const Part& part : parts) {
     first_tile.push_back(tile_states);
+    if (mass == nullptr) continue;
     tile_states += static_cast<std::size_t>((part.run_end - part.run_begin) * heads_per_part);
   }
   std::vector<float> tile_sums(tile_states);
@@ -143,10 +145,12 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     tile.s = w.s.data();
     tile.tail = w.tail.data();
     tile.m = base.data() + state;
-    tile.l = sum.data() + state;
+    tile.l = sum.data() + state * kDecodeSums;
     tile.o = out.data() + state * static_cast<std::size_t>(padded);
-    tile.tile_sum = tile_sums.data() + first_tile[static_cast<std::size_t>(index)];
-    tile.tile_base = tile_bases.data() + first_tile[static_cast<std::size_t>(index)];
+    if (mass != nullptr) {
+      tile.tile_sum = tile_sums.data() + first_tile[static_cast<std::size_t>(index)];
+      tile.tile_base = tile_bases.data() + first_tile[static_cast<std::size_t>(index)];
+    }
     // Rows in the elements of the kernel: where they are, gathered, or converted.
     const auto rows = [&](const HeadsView& x, const Run& r, LineVector<std::byte>& gathered,
                           LineVector<std::byte>& buffer) {
@@ -165,15 +169,13 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
     for (std::int64_t r = part.run_begin; r < part.run_end; ++r) {
       tile.k = rows(problem.k, run[r], w.gathered_k, w.k);
       tile.v = rows(problem.v, run[r], w.gathered_v, w.v);
-      // The CPU reads ahead by itself within consecutive rows.
       tile.next_count = 0;
-      if (r + 1 < part.run_end && run[r].singles == nullptr && run[r + 1].singles == nullptr &&
-          run[r + 1].begin != run[r].begin + run[r].count) {
+      if (r + 1 < part.run_end && run[r].singles == nullptr && run[r + 1].singles == nullptr) {
         tile.next_k = problem.k.row(kv_head, run[r + 1].begin);
-        tile.next_v = problem.v.row(kv_head, run[r + 1].begin);
         tile.next_count = static_cast<std::int32_t>(run[r + 1].count);
       }
       kernel.run(tile);
+      if (mass == nullptr) continue;
       tile.tile_sum += heads;
       tile.tile_base += heads;
     }
@@ -197,7 +199,8 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
       if (!of_head(parts[p])) continue;
       const float weight = std::exp2(base[state(p)] - top);
       const float* from = out.data() + state(p) * static_cast<std::size_t>(padded);
-      total += weight * sum[state(p)];
+      const float* sums = sum.data() + state(p) * kDecodeSums;
+      total += weight * std::accumulate(sums, sums + kDecodeSums, 0.0f);
       for (std::size_t j = 0; j < merged.size(); ++j) merged[j] += weight * from[j];
     }
     for (float& x : merged) x /= total;

@@ -32,44 +32,35 @@ inline Rows copy_tail(Rows from, int count, int dim, int padded, std::uint16_t* 
   return {to, padded};
 }
 
-// How the CPU is made to read ahead. Its own prefetchers follow lines that are missed in ascending
-// order, up to the end of a page of 4 KiB, and are quicker than prefetches of every line. So rows
-// are touched in the order of memory before they are used out of it, and only the first lines of
-// pages to come are asked for. What lies elsewhere (blocks that do not follow each other) is asked
-// for line by line. The functions are inlined by force: GCC takes a function that only prefetches
-// for one without effect and drops its calls.
+// Prefetches go to the second cache, where more of them can be under way. The functions are inlined
+// by force: GCC takes a function that only prefetches for one without effect and drops its calls.
 
-__attribute__((always_inline)) inline void touch(Rows rows, int count, int dim) {
-  for (int i = 0; i < count; ++i) {
-    for (int j = 0; j < dim; j += 32) {
-      static_cast<void>(*static_cast<const volatile std::uint16_t*>(rows[i] + j));
-    }
-  }
+__attribute__((always_inline)) inline void prefetch_row(const std::uint16_t* row, int dim) {
+  for (int j = 0; j < dim; j += 32) _mm_prefetch(row + j, _MM_HINT_T1);
 }
 
-/// The first lines of the pages that begin in the `bytes` after `begin`.
-__attribute__((always_inline)) inline void prefetch_pages(const void* begin, std::int64_t bytes) {
-  constexpr std::uintptr_t kPage = 4096;
-  const auto from = reinterpret_cast<std::uintptr_t>(begin);
-  for (std::uintptr_t page = (from + kPage - 1) / kPage * kPage;
-       page < from + static_cast<std::uintptr_t>(bytes); page += kPage) {
-    for (int line = 0; line < 4; ++line) {
-      _mm_prefetch(reinterpret_cast<const char*>(page) + 64 * line, _MM_HINT_T1);
-    }
-  }
-}
+/// The keys of the next tile, asked for evenly over the passes of this one's values.
+class KeysAhead {
+ public:
+  KeysAhead(const DecodeTile& t, int calls)
+      : rows_{static_cast<const std::uint16_t*>(t.next_k), t.k.stride},
+        count_(t.next_count),
+        dim_(t.k.dim),
+        pace_(calls > 0 ? (count_ << 16) / calls + 1 : 0) {}
 
-/// The rows [key, key + kGroupKeys) of the tile to come, as far as it has them.
-__attribute__((always_inline)) inline void prefetch_next(const DecodeTile& t, int key) {
-  for (int i = key; i < key + kGroupKeys && i < t.next_count; ++i) {
-    const auto* k = static_cast<const std::uint16_t*>(t.next_k) + i * t.k.stride;
-    const auto* v = static_cast<const std::uint16_t*>(t.next_v) + i * t.v.stride;
-    for (int j = 0; j < t.k.dim; j += 32) {
-      _mm_prefetch(k + j, _MM_HINT_T1);
-      _mm_prefetch(v + j, _MM_HINT_T1);
-    }
+  __attribute__((always_inline)) void advance() {
+    progress_ += pace_;
+    for (; row_ < (progress_ >> 16) && row_ < count_; ++row_) prefetch_row(rows_[row_], dim_);
   }
-}
+
+ private:
+  Rows rows_;
+  int count_;
+  int dim_;
+  int pace_;  ///< rows of a call, times 2^16
+  int progress_ = 0;
+  int row_ = 0;
+};
 
 /// Adds each lane to the one `Half` lanes away, for two vectors at once: lanes without the bit Half
 /// of the result are of a, the others of b.
@@ -144,37 +135,48 @@ inline void logits_of_8(const DecodeTile& t, Rows k, const std::int32_t* q, std:
   for (int h = 0; h < Heads; ++h) half[h] = fold<4>(sum[0][h], sum[1][h]);
 }
 
+/// Gives a head the base that its logits ask for; returns what its running sums and output have to
+/// be multiplied with.
+__attribute__((noinline)) float move_base(const DecodeTile& t, int head, __m512 top) {
+  const float base = _mm512_reduce_max_ps(top);
+  const __m512 factor = exp2(_mm512_sub_ps(_mm512_set1_ps(t.m[head]), _mm512_set1_ps(base)));
+  float* l = t.l + head * kDecodeSums;
+  t.m[head] = base;
+  _mm512_storeu_ps(l, _mm512_mul_ps(_mm512_loadu_ps(l), factor));
+  return _mm512_cvtss_f32(factor);
+}
+
 /// Softmax weights of one head: the logits s [kTileKeys] become bf16 in the same place, zeros after
 /// the last key. Returns what the running output has to be multiplied with.
 inline float softmax(const DecodeTile& t, int head, __m512 largest) {
   float* s = t.s + head * kTileKeys;
   const int keys = t.k.count;
-  const float top = _mm512_reduce_max_ps(largest) * t.scale;
-  const float old_base = t.m[head];
-  const float base = top > old_base + 8.0f ? top : old_base;  // as in the tiles of a prefill
   const __m512 scale = _mm512_set1_ps(t.scale);
+  const __m512 top = _mm512_mul_ps(largest, scale);
+  float factor = 1.0f;
+  // As in the tiles of a prefill.
+  if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(t.m[head] + 8.0f), _CMP_GT_OQ) != 0) [[unlikely]] {
+    factor = move_base(t, head, top);
+  }
+  const __m512 base = _mm512_set1_ps(t.m[head]);
   __m512 total = _mm512_setzero_ps();
   for (int i = 0; i < keys; i += 32) {
     __m512 p[2];
     for (int x = 0; x < 2; ++x) {
       const __mmask16 inside = first16(keys - i - 16 * x);
-      p[x] = _mm512_maskz_mov_ps(inside, exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + i + 16 * x),
-                                                              scale, _mm512_set1_ps(base))));
+      p[x] = _mm512_maskz_mov_ps(
+          inside, exp2(_mm512_fmsub_ps(_mm512_loadu_ps(s + i + 16 * x), scale, base)));
       total = _mm512_add_ps(total, p[x]);
     }
     _mm512_storeu_si512(reinterpret_cast<std::uint16_t*>(s) + i,
                         (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
   }
-  const float sum = _mm512_reduce_add_ps(total);
-  t.tile_sum[head] = sum;
-  t.tile_base[head] = base;
-  if (base == old_base) {
-    t.l[head] += sum;
-    return 1.0f;
+  float* l = t.l + head * kDecodeSums;
+  _mm512_storeu_ps(l, _mm512_add_ps(_mm512_loadu_ps(l), total));
+  if (t.tile_sum != nullptr) {
+    t.tile_sum[head] = _mm512_reduce_add_ps(total);
+    t.tile_base[head] = t.m[head];
   }
-  const float factor = _mm512_cvtss_f32(exp2(_mm512_set1_ps(old_base - base)));
-  t.m[head] = base;
-  t.l[head] = t.l[head] * factor + sum;
   return factor;
 }
 
@@ -182,8 +184,9 @@ inline float softmax(const DecodeTile& t, int head, __m512 largest) {
 /// what unpacking two rows leaves: 0-3, 8-11, .. in the first half, 4-7, 12-15, .. in the other.
 template <int Heads, int Lines, bool Masked>
 inline void add_rows(Rows v, int keys, int j, __mmask32 inside, const std::int32_t* p,
-                     __m512 (&sum)[Heads][2 * Lines]) {
+                     KeysAhead& ahead, __m512 (&sum)[Heads][2 * Lines]) {
   for (int i = 0; i < keys; i += 2) {
+    ahead.advance();
     __m512i pairs[2 * Lines];
     for (int x = 0; x < Lines; ++x) {
       const std::uint16_t* row = v[i] + j + 32 * x;
@@ -209,6 +212,7 @@ struct Values {
   Rows rows;
   int whole;
   Rows tail;
+  KeysAhead& ahead;
 };
 
 /// o[h] := o[h] factor[h] + p[h] V for Heads heads from `head` on and 32 Lines elements from j on.
@@ -225,8 +229,9 @@ inline void add_values(const Values& v, int head, const float* factor, int j) {
           _mm512_mul_ps(_mm512_loadu_ps(o + h * v.padded + 16 * x), _mm512_set1_ps(factor[h]));
     }
   }
-  add_rows<Heads, Lines, Masked>(v.rows, v.whole, j, inside, p, sum);
-  add_rows<Heads, Lines, Masked>(v.tail, t.v.count - v.whole, j, inside, p + v.whole / 2, sum);
+  add_rows<Heads, Lines, Masked>(v.rows, v.whole, j, inside, p, v.ahead, sum);
+  add_rows<Heads, Lines, Masked>(v.tail, t.v.count - v.whole, j, inside, p + v.whole / 2, v.ahead,
+                                 sum);
   for (int h = 0; h < Heads; ++h) {
     for (int x = 0; x < 2 * Lines; ++x) _mm512_storeu_ps(o + h * v.padded + 16 * x, sum[h][x]);
   }
@@ -259,13 +264,7 @@ void run_heads(const DecodeTile& t, int head, int padded, const Rows& k_tail, co
   for (int first = 0; first < t.k.count; first += kGroupKeys) {
     const Rows rows = first < whole ? Rows{k[first], k.stride} : k_tail;
     if (head == 0) {
-      prefetch_next(t, first);
-      if (first < whole) {
-        const std::int64_t bytes = 2 * kGroupKeys * k.stride;
-        prefetch_pages(k[first] + 2048, bytes);
-        prefetch_pages(v[first], bytes);
-      }
-      touch(rows, kGroupKeys, t.k.dim);
+      for (int i = first; i < first + kGroupKeys && i < t.v.count; ++i) prefetch_row(v[i], t.v.dim);
     }
     __m512 half[2][Heads];
     logits_of_8<Heads>(t, rows, q, q_stride, half[0]);
@@ -279,7 +278,11 @@ void run_heads(const DecodeTile& t, int head, int padded, const Rows& k_tail, co
   }
   float factor[Heads];
   for (int h = 0; h < Heads; ++h) factor[h] = softmax(t, head + h, largest[h]);
-  const Values values{t, padded, v, whole, v_tail};
+  // Calls of add_rows for all keys.
+  const int passes = t.v.dim / 128 * ((Heads + 1) / 2) + t.v.dim % 128 / 64 * ((Heads + 3) / 4) +
+                     (t.v.dim % 64 + 31) / 32 * ((Heads + 7) / 8);
+  KeysAhead ahead(t, head == 0 ? passes * ((t.v.count + 1) / 2) : 0);
+  const Values values{t, padded, v, whole, v_tail, ahead};
   int j = 0;
   for (; j + 128 <= t.v.dim; j += 128) add_strip<Heads, 4>(values, head, factor, j);
   for (; j + 64 <= t.v.dim; j += 64) add_strip<Heads, 2>(values, head, factor, j);
