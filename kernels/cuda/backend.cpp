@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "kernels/cuda/common/device.hpp"
 #include "kernels/cuda/device_tensor.hpp"
 #include "kernels/cuda/sm80/block_mass.hpp"
+#include "kernels/cuda/sm80/output_sums.hpp"
 #include "kernels/cuda/sm80/prefill_attention.hpp"
 #include "kernels/cuda/transition.hpp"
 
@@ -19,6 +21,23 @@ namespace {
 
 using cuda::DeviceBuffer;
 using cuda::HeadsPointer;
+using cuda::sm80::kSums;
+
+/// An output [heads, queries, dim] in device memory.
+struct DeviceOutput final : KeptOutput {
+  DeviceBuffer<float> values;
+  std::int64_t heads = 0;
+  std::int64_t queries = 0;
+  std::int64_t dim = 0;
+};
+
+/// Throws std::invalid_argument for an output that is not kept, or not by this backend.
+const DeviceOutput& device_output(const AttentionOutput& output) {
+  const auto* kept = dynamic_cast<const DeviceOutput*>(output.kept.get());
+  if (kept == nullptr)
+    throw std::invalid_argument("comparison of an output that is not on the GPU");
+  return *kept;
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -41,6 +60,8 @@ class CudaBackend final : public Backend {
               AttentionOutput& output) const override;
   void attend_dense(const AttentionProblem& problem, const BlockGeometry& geometry,
                     AttentionOutput& output, BlockMass& mass) const override;
+  OutputComparison compare(const AttentionOutput& dense, const AttentionOutput& sparse,
+                           const BlockGeometry& geometry) const override;
   Matrix transition(const AttentionProblem& problem, const SketchParams& params,
                     StageTimes* times) const override;
   Matrix damped_walk(const Matrix& a, const Matrix* previous, double damping,
@@ -49,8 +70,10 @@ class CudaBackend final : public Backend {
 
  private:
   static cuda::sm80::PrefillAttention describe(const AttentionProblem& problem, std::int64_t block);
-  /// Inputs and results in device memory; the selection is still to be set.
-  cuda::sm80::PrefillAttention prepare(const AttentionProblem& problem, std::int64_t block) const;
+  /// Inputs and results in device memory, those that `output` is to keep in its own; the selection
+  /// is still to be set.
+  cuda::sm80::PrefillAttention prepare(const AttentionProblem& problem, std::int64_t block,
+                                       AttentionOutput& output) const;
   void run(cuda::sm80::PrefillAttention& attention) const;
   void fetch(const AttentionProblem& problem, AttentionOutput& output) const;
 
@@ -62,6 +85,7 @@ class CudaBackend final : public Backend {
   mutable DeviceBuffer<float> out_;
   mutable DeviceBuffer<float> lse_;
   mutable DeviceBuffer<float> mass_;
+  mutable DeviceBuffer<double> sums_;
   mutable DeviceBuffer<std::int64_t> row_begin_;
   mutable DeviceBuffer<std::int32_t> row_count_;
   mutable DeviceBuffer<std::int32_t> blocks_;
@@ -86,7 +110,8 @@ cuda::sm80::PrefillAttention CudaBackend::describe(const AttentionProblem& probl
 }
 
 cuda::sm80::PrefillAttention CudaBackend::prepare(const AttentionProblem& problem,
-                                                  std::int64_t block) const {
+                                                  std::int64_t block,
+                                                  AttentionOutput& output) const {
   problem.validate();
   require_supported(*this, problem);
   cuda::sm80::PrefillAttention attention = describe(problem, block);
@@ -98,9 +123,23 @@ cuda::sm80::PrefillAttention CudaBackend::prepare(const AttentionProblem& proble
   attention.k = k_.upload(problem.k);
   attention.v = v_.upload(problem.v);
   const auto rows = static_cast<std::size_t>(problem.num_heads() * problem.queries());
-  out_.reserve(rows * static_cast<std::size_t>(problem.head_dim()));
+  const std::size_t elements = rows * static_cast<std::size_t>(problem.head_dim());
+  if (output.keep) {
+    if (dynamic_cast<DeviceOutput*>(output.kept.get()) == nullptr) {
+      output.kept = std::make_unique<DeviceOutput>();
+    }
+    auto& kept = static_cast<DeviceOutput&>(*output.kept);
+    kept.values.reserve(elements);
+    kept.heads = problem.num_heads();
+    kept.queries = problem.queries();
+    kept.dim = problem.head_dim();
+    attention.out = kept.values.data();
+  } else {
+    output.kept.reset();
+    out_.reserve(elements);
+    attention.out = out_.data();
+  }
   lse_.reserve(rows);
-  attention.out = out_.data();
   attention.out_head_stride = problem.queries() * problem.head_dim();
   attention.out_token_stride = problem.head_dim();
   attention.lse = lse_.data();
@@ -116,12 +155,17 @@ void CudaBackend::run(cuda::sm80::PrefillAttention& attention) const {
 }
 
 void CudaBackend::fetch(const AttentionProblem& problem, AttentionOutput& output) const {
-  output.reserve(problem);
-  cuda::check(
-      cudaMemcpy(output.out.data(), out_.data(), output.out.bytes(), cudaMemcpyDeviceToHost),
-      "copy of the attention output from the GPU");
-  const std::vector<float> lse = lse_.download(output.lse.size());
-  std::copy(lse.begin(), lse.end(), output.lse.begin());
+  if (output.kept) {
+    output.out = HeadsTensor();
+  } else {
+    output.reserve(problem);
+    cuda::check(
+        cudaMemcpy(output.out.data(), out_.data(), output.out.bytes(), cudaMemcpyDeviceToHost),
+        "copy of the attention output from the GPU");
+  }
+  const std::vector<float> lse =
+      lse_.download(static_cast<std::size_t>(problem.num_heads() * problem.queries()));
+  output.lse.assign(lse.begin(), lse.end());
 }
 
 void CudaBackend::attend(const AttentionProblem& problem, const BlockSelection& selection,
@@ -132,7 +176,7 @@ void CudaBackend::attend(const AttentionProblem& problem, const BlockSelection& 
                 "selection keeps single keys",
                 "use --backend cpu, or the method with unit=block");
   }
-  cuda::sm80::PrefillAttention attention = prepare(problem, selection.geometry().block);
+  cuda::sm80::PrefillAttention attention = prepare(problem, selection.geometry().block, output);
   const std::span<const std::int64_t> row_ptr = selection.row_ptr();
   std::vector<std::int32_t> counts(row_ptr.size() - 1);
   for (std::size_t i = 0; i < counts.size(); ++i) {
@@ -156,7 +200,7 @@ void CudaBackend::attend(const AttentionProblem& problem, const BlockSelection& 
 
 void CudaBackend::attend_dense(const AttentionProblem& problem, const BlockGeometry& geometry,
                                AttentionOutput& output, BlockMass& mass) const {
-  cuda::sm80::PrefillAttention attention = prepare(problem, geometry.block);
+  cuda::sm80::PrefillAttention attention = prepare(problem, geometry.block, output);
   run(attention);
   fetch(problem, output);
 
@@ -183,6 +227,34 @@ void CudaBackend::attend_dense(const AttentionProblem& problem, const BlockGeome
   cuda::check(cudaMemcpy(mass.values.data(), mass_.data(), mass.values.size() * sizeof(float),
                          cudaMemcpyDeviceToHost),
               "copy of the block masses from the GPU");
+}
+
+OutputComparison CudaBackend::compare(const AttentionOutput& dense, const AttentionOutput& sparse,
+                                      const BlockGeometry& geometry) const {
+  const DeviceOutput& a = device_output(dense);
+  const DeviceOutput& b = device_output(sparse);
+  if (a.heads != b.heads || a.queries != b.queries || a.dim != b.dim ||
+      a.queries != geometry.tokens - geometry.query_begin) {
+    throw std::invalid_argument("comparison of outputs of another shape");
+  }
+  OutputComparison comparison(a.heads, geometry.rows());
+  sums_.reserve(comparison.values.size() * kSums);
+  cuda::sm80::OutputComparison problem;
+  problem.dense = a.values.data();
+  problem.sparse = b.values.data();
+  problem.heads = static_cast<int>(a.heads);
+  problem.head_dim = static_cast<int>(a.dim);
+  problem.tokens = geometry.tokens;
+  problem.queries = a.queries;
+  problem.block = static_cast<int>(geometry.block);
+  problem.sums = sums_.data();
+  cuda::sm80::output_sums(problem, nullptr);
+  const std::vector<double> sums = sums_.download(comparison.values.size() * kSums);
+  for (std::size_t i = 0; i < comparison.values.size(); ++i) {
+    const double* x = sums.data() + i * kSums;
+    comparison.values[i] = {x[0], x[1], x[2], x[3]};
+  }
+  return comparison;
 }
 
 Matrix CudaBackend::transition(const AttentionProblem& problem, const SketchParams& params,

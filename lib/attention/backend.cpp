@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <stdexcept>
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
@@ -36,6 +37,36 @@ void AttentionOutput::reserve(const AttentionProblem& problem) {
   lse.resize(static_cast<std::size_t>(problem.num_heads() * problem.queries()));
 }
 
+OutputComparison compare_outputs(const AttentionOutput& dense, const AttentionOutput& sparse,
+                                 const BlockGeometry& geometry) {
+  const std::int64_t dim = dense.out.dim();
+  for (const HeadsTensor* x : {&dense.out, &sparse.out}) {
+    if (x->heads() != dense.out.heads() || x->tokens() != geometry.tokens - geometry.query_begin ||
+        x->dim() != dim) {
+      throw std::invalid_argument("comparison of outputs of another shape");
+    }
+  }
+  OutputComparison comparison(dense.out.heads(), geometry.rows());
+  parallel_for(comparison.heads, [&](std::int64_t h, int) {
+    for (std::int64_t r = 0; r < comparison.rows; ++r) {
+      OutputSums& sums = comparison.values[static_cast<std::size_t>(h * comparison.rows + r)];
+      for (std::int64_t p = geometry.row_begin(r); p < geometry.row_end(r); ++p) {
+        const float* a = dense.out.row<float>(h, p - geometry.query_begin);
+        const float* b = sparse.out.row<float>(h, p - geometry.query_begin);
+        for (std::int64_t x = 0; x < dim; ++x) {
+          const double da = a[x];
+          const double db = b[x];
+          sums.difference += (da - db) * (da - db);
+          sums.dense += da * da;
+          sums.sparse += db * db;
+          sums.product += da * db;
+        }
+      }
+    }
+  });
+  return comparison;
+}
+
 void BlockMass::reserve(std::int64_t num_heads, const BlockGeometry& geometry) {
   heads = num_heads;
   rows = geometry.rows();
@@ -64,6 +95,11 @@ void TokenPools::mean(std::int64_t head, std::int64_t u, bool partial_mean, doub
   const std::int64_t present = std::min(pool_, tokens_ - u * pool_);
   const auto divisor = static_cast<double>(partial_mean ? present : pool_);
   for (std::int64_t j = 0; j < dim_; ++j) out[j] = sum[j] / divisor;
+}
+
+OutputComparison Backend::compare(const AttentionOutput& dense, const AttentionOutput& sparse,
+                                  const BlockGeometry& geometry) const {
+  return compare_outputs(dense, sparse, geometry);
 }
 
 Matrix Backend::damped_walk(const Matrix& a, const Matrix* previous, double damping,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,14 +17,48 @@
 /// inject it; nothing in lib links a kernel, and no backend hands work to another one in silence.
 namespace sw {
 
+/// An attention output in memory that only its backend reads.
+class KeptOutput {
+ public:
+  virtual ~KeptOutput() = default;
+};
+
 /// Attention output of a problem.
 struct AttentionOutput {
   HeadsTensor out;          ///< f32 [num_heads, queries, head_dim]
   std::vector<double> lse;  ///< [num_heads, queries], ln of the sum of exp(logits) of visible keys
 
+  /// Set by a caller who wants of `out` no more than Backend::compare() tells. A backend with
+  /// memory of its own leaves the output there, in `kept`, and `out` empty; the others fill `out`.
+  bool keep = false;
+  std::unique_ptr<KeptOutput> kept;
+
   /// Allocates for `problem` unless the shapes already fit.
   void reserve(const AttentionProblem& problem);
 };
+
+/// Sums over one query block of one head that compare two outputs, in double.
+struct OutputSums {
+  double difference = 0.0;  ///< ||dense - sparse||^2
+  double dense = 0.0;       ///< ||dense||^2
+  double sparse = 0.0;      ///< ||sparse||^2
+  double product = 0.0;     ///< <dense, sparse>
+};
+
+/// These sums for [heads, rows].
+struct OutputComparison {
+  std::int64_t heads = 0;
+  std::int64_t rows = 0;
+  std::vector<OutputSums> values;
+
+  OutputComparison(std::int64_t num_heads, std::int64_t num_rows)
+      : heads(num_heads), rows(num_rows), values(static_cast<std::size_t>(num_heads * num_rows)) {}
+};
+
+/// Compares two outputs in host memory, both of the problem that `geometry` describes, query block
+/// by query block: the definition of Backend::compare().
+OutputComparison compare_outputs(const AttentionOutput& dense, const AttentionOutput& sparse,
+                                 const BlockGeometry& geometry);
 
 /// Dense softmax probability of each key block: mean over the queries of a block row, for
 /// [num_heads, rows, key blocks]; 0 for blocks after the row's own.
@@ -90,6 +125,11 @@ class Backend {
   /// Dense causal attention, and the block masses in the same pass.
   virtual void attend_dense(const AttentionProblem& problem, const BlockGeometry& geometry,
                             AttentionOutput& output, BlockMass& mass) const = 0;
+
+  /// compare_outputs() of two outputs that this backend computed with `keep` set, wherever it keeps
+  /// them. Throws std::invalid_argument for others.
+  virtual OutputComparison compare(const AttentionOutput& dense, const AttentionOutput& sparse,
+                                   const BlockGeometry& geometry) const;
 
   /// Block transition matrix A (b x b) of a prefill (sketchwalk.md sections 1 and 9). Adds to the
   /// stages pool and sketch of `times` (may be null). Throws Error(kUnsupported) when the queries

@@ -115,6 +115,10 @@ class TraceEvaluation::State {
         advance_(std::move(advance)),
         steps_(options.decode ? info_.total_tokens - info_.prefill_tokens : 0) {
     check_options();
+    // Of outputs only their comparison is wanted.
+    for (AttentionOutput* output : {&dense_, &sparse_, &step_dense_, &step_sparse_}) {
+      output->keep = true;
+    }
     for (const TokenSpan& span : info_.answer_spans) spans_.emplace_back(span.begin, span.end);
     for (std::int64_t layer = std::max(options.first_layer, info_.first_layer);
          layer < options.end_layer && layer <= info_.last_layer(); ++layer) {
@@ -389,6 +393,12 @@ class TraceEvaluation::State {
     seconds_.separate += timer.elapsed() * static_cast<double>(cells);
   }
 
+  /// Memory for sparse outputs, which no time is to contain, unless the backend has its own.
+  static void reserve(const AttentionProblem& problem, const AttentionOutput& dense,
+                      AttentionOutput& sparse) {
+    if (!dense.kept) sparse.reserve(problem);
+  }
+
   void evaluate_layer(const TraceLayer& data) {
     const std::int64_t prefill = info_.prefill_tokens;
     const AttentionProblem problem{data.q.view().tokens_slice(0, prefill),
@@ -400,7 +410,7 @@ class TraceEvaluation::State {
     const std::string label = "layer " + std::to_string(data.layer);
     if (options_.prefill) {
       attend_dense(problem, geometry, dense_, mass_, false);
-      sparse_.reserve(problem);
+      reserve(problem, dense_, sparse_);
     }
     advance_(kDenseWork, label);
     const Site site{problem, geometry, dense_, mass_, sparse_, step_key_mass_, 0, -1};
@@ -445,7 +455,7 @@ class TraceEvaluation::State {
                                    data.v.view().tokens_slice(0, position + 1), data.layer};
     const BlockGeometry geometry = problem.geometry(options_.block);
     attend_dense(problem, geometry, step_dense_, step_mass_, true);
-    step_sparse_.reserve(problem);
+    reserve(problem, step_dense_, step_sparse_);
     step_key_mass_ = BlockMass();
     const Site site{problem,      geometry,       step_dense_, step_mass_,
                     step_sparse_, step_key_mass_, step,        step};
@@ -622,8 +632,9 @@ class TraceEvaluation::State {
     }
     cell.selects_keys = cell.selects_keys || selection.has_tokens();
     if (options_.output_error) {
-      set(Metric::kOutputError, output_error(site.dense, site.scratch, site.geometry));
-      set(Metric::kCosine, output_cosine(site.dense, site.scratch, site.geometry));
+      const OutputComparison outputs = backend_.compare(site.dense, site.scratch, site.geometry);
+      set(Metric::kOutputError, output_error(outputs));
+      set(Metric::kCosine, output_cosine(outputs));
     }
     cell.density_rows.set(0, site.column, row_density(selection, info_.num_heads));
     if (!cell.answer_recall.empty()) {

@@ -32,18 +32,8 @@ struct BlockGrid {
   }
 };
 
-/// Sums over one query block of one head that compare two outputs, in double.
-struct OutputSums {
-  double difference = 0.0;  ///< ||dense - sparse||^2
-  double dense = 0.0;       ///< ||dense||^2
-  double sparse = 0.0;      ///< ||sparse||^2
-  double product = 0.0;     ///< <dense, sparse>
-};
-
-/// [num_heads, rows]: `value` of the sums of each query block of two f32 outputs [num_heads,
-/// queries, head_dim], both of the problem that `geometry` describes. Parallel over heads.
-BlockGrid compare_outputs(const AttentionOutput& dense, const AttentionOutput& sparse,
-                          const BlockGeometry& geometry,
-                          const std::function<double(const OutputSums&)>& value);
+/// [num_heads, rows]: `value` of the sums of each query block.
+BlockGrid values_of(const OutputComparison& outputs,
+                    const std::function<double(const OutputSums&)>& value);
 
 }  // namespace sw

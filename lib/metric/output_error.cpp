@@ -4,9 +4,8 @@
 
 namespace sw {
 
-BlockGrid output_error(const AttentionOutput& dense, const AttentionOutput& sparse,
-                       const BlockGeometry& geometry) {
-  return compare_outputs(dense, sparse, geometry, [](const OutputSums& sums) {
+BlockGrid output_error(const OutputComparison& outputs) {
+  return values_of(outputs, [](const OutputSums& sums) {
     return sums.difference == 0.0 ? 0.0 : std::sqrt(sums.difference / sums.dense);
   });
 }

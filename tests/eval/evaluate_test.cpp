@@ -170,6 +170,69 @@ TEST_F(Evaluate, BackendsAgree) {
   }
 }
 
+/// The reference with memory of its own: of outputs that are to be kept nothing but their
+/// comparison comes out.
+class KeepingBackend final : public Backend {
+ public:
+  struct Output final : KeptOutput {
+    AttentionOutput inner;
+  };
+
+  std::string name() const override { return "keeping"; }
+  std::string detail() const override { return {}; }
+  std::optional<std::string> unsupported(const AttentionProblem& problem) const override {
+    return inner_->unsupported(problem);
+  }
+  void attend(const AttentionProblem& problem, const BlockSelection& selection,
+              AttentionOutput& output) const override {
+    inner_->attend(problem, selection, output);
+    keep(output);
+  }
+  void attend_dense(const AttentionProblem& problem, const BlockGeometry& geometry,
+                    AttentionOutput& output, BlockMass& mass) const override {
+    inner_->attend_dense(problem, geometry, output, mass);
+    keep(output);
+  }
+  OutputComparison compare(const AttentionOutput& dense, const AttentionOutput& sparse,
+                           const BlockGeometry& geometry) const override {
+    ++comparisons;
+    const auto inner = [](const AttentionOutput& output) -> const AttentionOutput& {
+      EXPECT_EQ(output.out.elements(), 0);
+      return dynamic_cast<const Output&>(*output.kept).inner;
+    };
+    return compare_outputs(inner(dense), inner(sparse), geometry);
+  }
+  Matrix transition(const AttentionProblem& problem, const SketchParams& params,
+                    StageTimes* times) const override {
+    return inner_->transition(problem, params, times);
+  }
+
+  mutable int comparisons = 0;
+
+ private:
+  static void keep(AttentionOutput& output) {
+    if (!output.keep) return;
+    auto kept = std::make_unique<Output>();
+    kept->inner.out = std::move(output.out);
+    output.out = HeadsTensor();
+    output.kept = std::move(kept);
+  }
+  std::unique_ptr<Backend> inner_ = make_reference_backend();
+};
+
+TEST_F(Evaluate, ComparesOutputsWhereTheBackendKeepsThem) {
+  const std::vector<std::string> specs = {"dense", "sketchwalk", "sketchwalk:budget=release",
+                                          "twilight"};
+  const auto want = run(specs);
+  auto keeping = std::make_unique<KeepingBackend>();
+  const int& comparisons = keeping->comparisons;
+  backend_ = std::move(keeping);
+  const auto got = run(specs);
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) expect_same_values(got[i], want[i]);
+  EXPECT_GT(comparisons, 0);
+}
+
 TEST_F(Evaluate, DecodeCountsKvTokensOnce) {
   for (const CellRecord& cell : run({"dense", "oracle:granularity=head", "sink_window"})) {
     if (cell.phase != Phase::kDecode) continue;

@@ -84,20 +84,28 @@ TEST(OracleGap, IsZeroForTheBestAndForEverything) {
   }
 }
 
+/// Of outputs of one query.
+OutputComparison compared(std::vector<float> dense, std::vector<float> sparse) {
+  return compare_outputs(output_of(std::move(dense)), output_of(std::move(sparse)), {2, 0, 1});
+}
+
 TEST(OutputError, RelativeFrobeniusNorm) {
-  const BlockGeometry geometry{2, 0, 1};
-  EXPECT_FLOAT_EQ(output_error(output_of({3, 4}), output_of({3, 1}), geometry)(0, 0), 0.6f);
-  EXPECT_FLOAT_EQ(output_cosine(output_of({3, 4}), output_of({4, -3}), geometry)(0, 0), 0.0f);
-  EXPECT_FLOAT_EQ(output_cosine(output_of({3, 4}), output_of({-6, -8}), geometry)(0, 0), -1.0f);
+  EXPECT_FLOAT_EQ(output_error(compared({3, 4}, {3, 1}))(0, 0), 0.6f);
+  EXPECT_FLOAT_EQ(output_cosine(compared({3, 4}, {4, -3}))(0, 0), 0.0f);
+  EXPECT_FLOAT_EQ(output_cosine(compared({3, 4}, {-6, -8}))(0, 0), -1.0f);
 }
 
 TEST(OutputError, ZeroOutputs) {
-  const BlockGeometry geometry{2, 0, 1};
-  const AttentionOutput zero = output_of({0, 0});
-  EXPECT_EQ(output_error(zero, zero, geometry)(0, 0), 0.0f);
-  EXPECT_EQ(output_cosine(zero, zero, geometry)(0, 0), 1.0f);
-  EXPECT_TRUE(std::isinf(output_error(zero, output_of({1, 0}), geometry)(0, 0)));
-  EXPECT_EQ(output_cosine(zero, output_of({1, 0}), geometry)(0, 0), 0.0f);
+  const OutputComparison zeros = compared({0, 0}, {0, 0});
+  EXPECT_EQ(output_error(zeros)(0, 0), 0.0f);
+  EXPECT_EQ(output_cosine(zeros)(0, 0), 1.0f);
+  EXPECT_TRUE(std::isinf(output_error(compared({0, 0}, {1, 0}))(0, 0)));
+  EXPECT_EQ(output_cosine(compared({0, 0}, {1, 0}))(0, 0), 0.0f);
+}
+
+TEST(OutputError, RefusesOutputsOfOtherShapes) {
+  EXPECT_THROW(compared({0, 0}, {0, 0, 0}), std::invalid_argument);
+  EXPECT_THROW(compare_outputs(output_of({1}), output_of({1}), {2, 0, 2}), std::invalid_argument);
 }
 
 TEST(AnswerRecall, SpansOutsideTheContextDoNotCount) {

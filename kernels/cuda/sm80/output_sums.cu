@@ -10,14 +10,14 @@ constexpr int kThreads = 128;
 
 /// One thread block a (block row, head): strided sums of each thread, then a tree over threads.
 __global__ void __launch_bounds__(kThreads) output_sums_kernel(const OutputComparison c) {
-  __shared__ double partial[4][kThreads];
+  __shared__ double partial[kSums][kThreads];
   const std::int64_t query_begin = c.tokens - c.queries;
   const std::int64_t row = query_begin / c.block + blockIdx.x;
   const std::int64_t begin = max(row * c.block, query_begin);
   const std::int64_t end = min((row + 1) * c.block, c.tokens);
   const std::int64_t first = (blockIdx.y * c.queries + begin - query_begin) * c.head_dim;
   const std::int64_t count = (end - begin) * c.head_dim;
-  double sums[4] = {};
+  double sums[kSums] = {};
   for (std::int64_t i = threadIdx.x; i < count; i += kThreads) {
     const double a = c.dense[first + i];
     const double b = c.sparse[first + i];
@@ -26,16 +26,16 @@ __global__ void __launch_bounds__(kThreads) output_sums_kernel(const OutputCompa
     sums[2] += b * b;
     sums[3] += a * b;
   }
-  for (int x = 0; x < 4; ++x) partial[x][threadIdx.x] = sums[x];
+  for (int x = 0; x < kSums; ++x) partial[x][threadIdx.x] = sums[x];
   for (int width = kThreads / 2; width > 0; width /= 2) {
     __syncthreads();
     if (threadIdx.x < width) {
-      for (int x = 0; x < 4; ++x) partial[x][threadIdx.x] += partial[x][threadIdx.x + width];
+      for (int x = 0; x < kSums; ++x) partial[x][threadIdx.x] += partial[x][threadIdx.x + width];
     }
   }
   if (threadIdx.x == 0) {
-    double* to = c.sums + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * 4;
-    for (int x = 0; x < 4; ++x) to[x] = partial[x][0];
+    double* to = c.sums + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * kSums;
+    for (int x = 0; x < kSums; ++x) to[x] = partial[x][0];
   }
 }
 

@@ -8,6 +8,8 @@
 /// cosine follow (metrics.md) without a copy of the outputs to the host.
 namespace sw::cuda::sm80 {
 
+inline constexpr int kSums = 4;
+
 struct OutputComparison {
   const float* dense = nullptr;   ///< [heads, queries, head_dim], contiguous
   const float* sparse = nullptr;  ///< likewise
@@ -16,8 +18,8 @@ struct OutputComparison {
   std::int64_t tokens = 0;
   std::int64_t queries = 0;  ///< the last ones of `tokens`
   int block = 64;
-  /// [heads, rows, 4]: |dense - sparse|^2, |dense|^2, |sparse|^2, <dense, sparse>, in double and in
-  /// a fixed order.
+  /// [heads, rows, kSums]: |dense - sparse|^2, |dense|^2, |sparse|^2, <dense, sparse>, in double
+  /// and in a fixed order.
   double* sums = nullptr;
 };
 

@@ -6,12 +6,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <stdexcept>
 
 #include "core/error.hpp"
 #include "eval/evaluate.hpp"
 #include "kernels/attention_cases.hpp"
 #include "kernels/cuda/device_test.hpp"
 #include "kernels/reference/backend.hpp"
+#include "metric/cosine.hpp"
+#include "metric/output_error.hpp"
 #include "policy/list.hpp"
 #include "support/tiny_trace.hpp"
 #include "trace/synthetic.hpp"
@@ -78,6 +81,56 @@ TEST(CudaBackend, SeesThatATensorChangedInPlace) {
     for (std::int64_t i = 0; i < want.out.elements(); ++i) {
       ASSERT_NEAR(got.out.row<float>(0, 0)[i], want.out.row<float>(0, 0)[i], 1e-5);
     }
+  }
+}
+
+TEST(CudaBackend, ComparesKeptOutputsLikeTheHost) {
+  SW_REQUIRE_GPU(8);
+  const auto backend = make_cuda_backend();
+  SplitMix64 rng(7);
+  for (const std::int64_t queries : {1, 77, 300}) {
+    const std::int64_t tokens = 300;
+    const HeadsTensor q = testing::random_tensor(rng, DType::kBf16, 4, queries, 64, 2.0);
+    const HeadsTensor k = testing::random_tensor(rng, DType::kBf16, 2, tokens, 64, 2.0);
+    const AttentionProblem problem{q.view(), k.view(), k.view(), 0};
+    const BlockGeometry geometry = problem.geometry(32);
+    BlockSelection own(geometry, 1);  // every row keeps its own block alone
+    for (std::int64_t r = 0; r < geometry.rows(); ++r) {
+      own.append_row(std::vector<std::int32_t>{static_cast<std::int32_t>(geometry.first_row() + r)},
+                     std::vector<Part>(1));
+    }
+    AttentionOutput dense[2];  // kept there, and copied
+    AttentionOutput sparse[2];
+    BlockMass mass;
+    for (const int copied : {0, 1}) {
+      dense[copied].keep = sparse[copied].keep = copied == 0;
+      backend->attend_dense(problem, geometry, dense[copied], mass);
+      backend->attend(problem, own, sparse[copied]);
+      EXPECT_EQ(dense[copied].out.elements(), copied * q.elements());
+      EXPECT_EQ(sparse[copied].out.elements(), copied * q.elements());
+    }
+    EXPECT_EQ(dense[0].lse, dense[1].lse);
+    EXPECT_EQ(sparse[0].lse, sparse[1].lse);
+    const OutputComparison got = backend->compare(dense[0], sparse[0], geometry);
+    const OutputComparison want = compare_outputs(dense[1], sparse[1], geometry);
+    ASSERT_EQ(got.values.size(), want.values.size());
+    for (std::size_t i = 0; i < want.values.size(); ++i) {
+      const OutputSums& a = got.values[i];
+      const OutputSums& b = want.values[i];
+      EXPECT_NEAR(a.difference, b.difference, 1e-6 * b.difference);
+      EXPECT_NEAR(a.dense, b.dense, 1e-6 * b.dense);
+      EXPECT_NEAR(a.sparse, b.sparse, 1e-6 * b.sparse);
+      // Terms of both signs.
+      EXPECT_NEAR(a.product, b.product, 1e-6 * std::sqrt(b.dense * b.sparse));
+    }
+    const BlockGrid errors[] = {output_error(got), output_error(want)};
+    const BlockGrid cosines[] = {output_cosine(got), output_cosine(want)};
+    for (std::size_t i = 0; i < want.values.size(); ++i) {
+      EXPECT_NEAR(errors[0].values[i], errors[1].values[i], 1e-6 * errors[1].values[i]);
+      EXPECT_NEAR(cosines[0].values[i], cosines[1].values[i], 1e-6);
+    }
+    EXPECT_THROW(backend->compare(dense[0], sparse[1], geometry), std::invalid_argument);
+    EXPECT_THROW(backend->compare(dense[0], sparse[0], {32, 0, tokens + 1}), std::invalid_argument);
   }
 }
 
