@@ -16,6 +16,7 @@
 #include "kernels/cuda/device_test.hpp"
 #include "kernels/reference/backend.hpp"
 #include "policy/list.hpp"
+#include "policy/sketchwalk.hpp"
 
 namespace sw::cuda {
 namespace {
@@ -337,6 +338,24 @@ TEST(CudaDecodeAttention, RefusesWhatItHasNoKernelFor) {
   EXPECT_THROW(DecodeAttention(shape, 17), Error);
 }
 
+/// Moves all keys of a block together, so that scores differ by much more than rounding.
+void drift_blocks(Batch& batch, SplitMix64& rng) {
+  const int dim = batch.dim;
+  const int block = batch.block;
+  for (int s = 0; s < batch.batch() * batch.kv_heads; ++s) {
+    for (int j = 0; j * block < batch.capacity; ++j) {
+      std::vector<double> shift(dim);
+      for (double& x : shift) x = 0.7 * rng.normal();
+      for (int t = j * block; t < std::min((j + 1) * block, batch.capacity); ++t) {
+        for (int i = 0; i < dim; ++i) {
+          auto& x = batch.k[(static_cast<std::size_t>(s) * batch.capacity + t) * dim + i];
+          x = to_bits(static_cast<float>(from_bits(x, batch.dtype) + shift[i]), batch.dtype);
+        }
+      }
+    }
+  }
+}
+
 /// One layer in decode on the GPU and, for each sequence, in the policy with the reference backend.
 class Decoding {
  public:
@@ -349,22 +368,7 @@ class Decoding {
         reference_(make_reference_backend()),
         policy_(make_policy(spec, 5)) {
     SplitMix64 rng(seed + 1);
-    // Keys drift from block to block, so that scores differ by much more than rounding.
-    const auto drift = [&](Bits& bits) {
-      for (int s = 0; s < batch_.batch() * kv_heads; ++s) {
-        for (int j = 0; j * block < batch_.capacity; ++j) {
-          std::vector<double> shift(dim);
-          for (double& x : shift) x = 0.7 * rng.normal();
-          for (int t = j * block; t < std::min((j + 1) * block, batch_.capacity); ++t) {
-            for (int i = 0; i < dim; ++i) {
-              auto& x = bits[(static_cast<std::size_t>(s) * batch_.capacity + t) * dim + i];
-              x = to_bits(static_cast<float>(from_bits(x, dtype) + shift[i]), dtype);
-            }
-          }
-        }
-      }
-    };
-    drift(batch_.k);
+    drift_blocks(batch_, rng);
     batch_.k_device.upload(batch_.k);
     params_.sketch_dim = 128;
     params_.block = block;
@@ -508,12 +512,13 @@ class Decoding {
 };
 
 struct Selected {
-  std::vector<float> scores;
+  std::vector<double> scores;
   std::vector<std::int32_t> blocks, counts;
   bool operator==(const Selected&) const = default;
 };
 
-Selected download(const DecodeSelector& selector, int batch) {
+template <class Selector>
+Selected download(const Selector& selector, int batch) {
   Selected result;
   const auto cells = static_cast<std::size_t>(batch) * selector.capacity();
   result.scores.resize(cells);
@@ -522,7 +527,9 @@ Selected download(const DecodeSelector& selector, int batch) {
   const auto copy = [](void* to, const void* from, std::size_t bytes) {
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy from the GPU");
   };
-  copy(result.scores.data(), selector.scores(), cells * 4);
+  std::vector<std::remove_cvref_t<decltype(*selector.scores())>> scores(cells);
+  copy(scores.data(), selector.scores(), cells * sizeof scores[0]);
+  result.scores.assign(scores.begin(), scores.end());
   copy(result.blocks.data(), selector.list().blocks, cells * 4);
   copy(result.counts.data(), selector.list().counts, result.counts.size() * 4);
   for (int s = 0; s < batch; ++s) {  // what lies beyond a list is not part of it
@@ -545,6 +552,49 @@ BlockSelection selection_of(const Batch& batch, int s, const Selected& selected,
   selection.append_row(row, std::vector<Part>(row.size(), Part::kScored));
   selection.set_token_parts(0, sink);
   return selection;
+}
+
+template <class Selector>
+void expect_no_faults(const Selector& selector, int batch) {
+  std::vector<std::int32_t> faults(batch, -1);
+  check(cudaMemcpy(faults.data(), selector.faults(), faults.size() * 4, cudaMemcpyDeviceToHost),
+        "copy from the GPU");
+  EXPECT_EQ(faults, std::vector<std::int32_t>(batch, 0));
+}
+
+/// Scores within `tolerance` of themselves, and the same blocks but for those whose scores cannot be
+/// told apart, which count as ties. Returns the device's selection.
+BlockSelection expect_selected(const Batch& batch, int s, const Selected& selected, int capacity,
+                               const BlockScores& expected, const BlockSelection& wanted,
+                               double tolerance, int* ties) {
+  BlockSelection mine = selection_of(batch, s, selected, capacity, wanted.token_sink());
+  const auto scores = expected.values.row(0);
+  const std::int64_t b = expected.values.cols();
+  const auto compare = [&] {
+    for (std::int64_t j = 0; j < b; ++j) {
+      ASSERT_NEAR(selected.scores[s * capacity + j], scores[j], tolerance * std::abs(scores[j]))
+          << "length " << batch.lengths[s] << " sequence " << s << " block " << j << " of " << b;
+    }
+    // The device lists blocks that the token-level sink covers whole; those are compared as what is
+    // visible.
+    const auto touched = mine.touched_blocks(0, 0);
+    const auto theirs = wanted.touched_blocks(0, 0);
+    std::vector<std::int32_t> differ;
+    std::set_symmetric_difference(touched.begin(), touched.end(), theirs.begin(), theirs.end(),
+                                  std::back_inserter(differ));
+    double cut = std::numeric_limits<double>::infinity();
+    const auto parts = wanted.parts(0, 0);
+    for (std::size_t k = 0; k < parts.size(); ++k) {
+      if (parts[k] == Part::kScored) cut = std::min(cut, scores[wanted.blocks(0, 0)[k]]);
+    }
+    for (const std::int32_t j : differ) {
+      ASSERT_NEAR(scores[j], cut, 2.0 * tolerance * cut)
+          << "length " << batch.lengths[s] << " sequence " << s << " block " << j;
+      ++*ties;
+    }
+  };
+  compare();
+  return mine;
 }
 
 void check_decoding(const std::string& spec, double density, DType dtype, int kv_heads, int group,
@@ -572,43 +622,213 @@ void check_decoding(const std::string& spec, double density, DType dtype, int kv
     std::vector<BlockSelection> selections;
     for (int s = 0; s < batch.batch(); ++s) {
       const BlockScores expected = decoding.policy_scores(s);
-      const auto scores = expected.values.row(0);
-      const std::int64_t b = expected.values.cols();
-      for (std::int64_t j = 0; j < b; ++j) {
-        ASSERT_NEAR(selected.scores[s * capacity + j], scores[j],
-                    decoding.tolerance() * std::abs(scores[j]))
-            << "step " << i << " sequence " << s << " block " << j << " of " << b;
-      }
-      const BlockSelection wanted = decoding.policy_selection(s, expected);
-      const std::int64_t sink = wanted.token_sink();
-      selections.push_back(selection_of(batch, s, selected, capacity, sink));
-      // Same blocks, but for those whose scores cannot be told apart. The device lists blocks that
-      // the token-level sink covers whole; those are compared as what is visible.
-      const auto mine = selections.back().touched_blocks(0, 0);
-      const auto theirs = wanted.touched_blocks(0, 0);
-      std::vector<std::int32_t> differ;
-      std::set_symmetric_difference(mine.begin(), mine.end(), theirs.begin(), theirs.end(),
-                                    std::back_inserter(differ));
-      double cut = std::numeric_limits<double>::infinity();
-      const auto parts = wanted.parts(0, 0);
-      for (std::size_t k = 0; k < parts.size(); ++k) {
-        if (parts[k] == Part::kScored) cut = std::min(cut, scores[wanted.blocks(0, 0)[k]]);
-      }
-      for (const std::int32_t j : differ) {
-        ASSERT_NEAR(scores[j], cut, 2.0 * decoding.tolerance() * cut)
-            << "step " << i << " sequence " << s << " block " << j;
-        ++ties;
-      }
+      selections.push_back(expect_selected(batch, s, selected, capacity, expected,
+                                           decoding.policy_selection(s, expected),
+                                           decoding.tolerance(), &ties));
+      if (testing::Test::HasFatalFailure()) return;
     }
     if (i % 9 == 0) expect_matches(batch, result, selections);
     if (testing::Test::HasFatalFailure()) return;
   }
   EXPECT_LE(ties, steps) << "more ties than steps: the scores do not separate the blocks";
-  std::vector<std::int32_t> faults(batch.batch(), -1);
-  check(cudaMemcpy(faults.data(), decoding.selector().faults(), faults.size() * 4,
-                   cudaMemcpyDeviceToHost),
-        "copy from the GPU");
-  EXPECT_EQ(faults, std::vector<std::int32_t>(batch.batch(), 0));
+  expect_no_faults(decoding.selector(), batch.batch());
+}
+
+/// Two sparse layers with the walk of the preprint, the second above the first, on the GPU and in
+/// the policy. Both see the same queries and keys, through sketches of their own.
+class ProductDecoding {
+ public:
+  static constexpr int kLayers = 2;
+
+  ProductDecoding(const std::string& spec, double density, DType dtype, int kv_heads, int group,
+                  int dim, int block, std::vector<std::int32_t> prefill, int steps)
+      : density_(density),
+        batch_(dtype, kv_heads, group, dim, block,
+               (*std::max_element(prefill.begin(), prefill.end()) + steps + block) / block * block,
+               prefill, 41),
+        rng_(42),
+        reference_(make_reference_backend()),
+        policy_(make_policy(spec, 5)),
+        params_(sketchwalk_form(spec, 5)->sketch) {
+    params_.block = block;
+    drift_blocks(batch_, rng_);
+    batch_.k_device.upload(batch_.k);
+    const int heads = batch_.num_heads();
+    const int blocks = batch_.capacity / block;
+    const auto sequences = static_cast<std::size_t>(batch_.batch());
+    // The queries of a block drift, too.
+    shifts_.resize(sequences * blocks * dim);
+    for (double& x : shifts_) x = 0.7 * rng_.normal();
+    std::vector<float> query_sums(sequences * heads * blocks * dim);
+    std::vector<float> key_sums(sequences * kv_heads * blocks * dim);
+    caches_.resize(sequences * kLayers);
+    for (std::size_t s = 0; s < sequences; ++s) {
+      const int n = batch_.lengths[s];
+      Bits q(static_cast<std::size_t>(heads) * n * dim);
+      for (int h = 0; h < heads; ++h) {
+        for (int t = 0; t < n; ++t) {
+          for (int i = 0; i < dim; ++i) {
+            q[(static_cast<std::size_t>(h) * n + t) * dim + i] = query(s, t, i);
+          }
+        }
+      }
+      AttentionProblem problem = batch_.problem(s, n);
+      problem.q = {q.data(), dtype, heads, n, dim, static_cast<std::int64_t>(n) * dim, dim};
+      WalkState walk;
+      for (int layer = 0; layer < kLayers; ++layer) {
+        problem.layer = kFirstLayer + layer;
+        policy_->score_prefill({problem, *reference_, problem.geometry(block)}, walk,
+                               &caches_[s * kLayers + layer]);
+      }
+      add_sums(problem.q, n, blocks, &query_sums[s * heads * blocks * dim]);
+      add_sums(problem.k, n, blocks, &key_sums[s * kv_heads * blocks * dim]);
+    }
+    const DeviceBuffer<float> device_queries{std::span<const float>(query_sums)};
+    const DeviceBuffer<float> device_keys{std::span<const float>(key_sums)};
+    ProductSelectorShape shape;
+    shape.num_heads = heads;
+    shape.capacity = blocks;
+    shape.budget = make_decode_budget(policy_->budget(), density);
+    for (int layer = 0; layer < kLayers; ++layer) {
+      selectors_.push_back(
+          std::make_unique<ProductSelector>(batch_.cache(), shape, params_, kFirstLayer + layer));
+      selectors_.back()->load(batch_.cache(), {device_queries.data(), device_keys.data(), blocks},
+                              nullptr);
+    }
+    synchronize(nullptr, "load of the decode state");
+  }
+
+  const Batch& batch() const { return batch_; }
+  ProductSelector& selector(int layer) { return *selectors_[layer]; }
+  const ProductSelector* below(int layer) const {
+    return layer == 0 ? nullptr : selectors_[layer - 1].get();
+  }
+
+  /// A new query for each sequence; one more token (its key and value are in the cache already).
+  void new_token() {
+    const std::size_t row = static_cast<std::size_t>(batch_.num_heads()) * batch_.dim;
+    for (std::size_t s = 0; s < batch_.lengths.size(); ++s) {
+      const int t = batch_.lengths[s]++;
+      for (std::size_t i = 0; i < row; ++i) {
+        batch_.q[s * row + i] = query(s, t, static_cast<int>(i) % batch_.dim);
+      }
+    }
+    batch_.q_device.upload(batch_.q);
+    walks_.assign(batch_.lengths.size(), {});
+  }
+  /// Layer by layer, from the first on.
+  BlockScores policy_scores(int s, int layer) {
+    AttentionProblem problem = batch_.problem(s, batch_.lengths[s]);
+    problem.layer = kFirstLayer + layer;
+    return policy_->score_decode({problem, *reference_, problem.geometry(batch_.block)}, walks_[s],
+                                 caches_[s * kLayers + layer]);
+  }
+  BlockSelection policy_selection(int s, const BlockScores& scores) const {
+    return select_blocks(scores, {batch_.block, batch_.lengths[s] - 1, batch_.lengths[s]},
+                         policy_->budget(), density_, Phase::kDecode);
+  }
+  /// Relative error of R at a layer. In units u = 2^-24: a block mean, a sum of H heads and B tokens
+  /// and a transform of log2 d steps, is off by (B + H + log2 d + 4) u times the longest token; a
+  /// product of r terms, summed over lanes, by (r / 32 + 8) u |q| |k|; a stored logit and the row's
+  /// sum by another 4 u of the largest logit. A weight is the power `sharpness` of a probability,
+  /// whose logit and sum are each off by as much, and an error of R is handed on.
+  double tolerance(int layer) const {
+    const double u = 0x1p-24;
+    const double mean = (batch_.block + batch_.num_heads() + std::log2(batch_.dim) + 4) * u;
+    const double product = (params_.sketch_dim / 32.0 + 8) * u;
+    const double longest = longest_ * longest_ / std::sqrt(batch_.dim);
+    const double logit = longest * (2.0 * mean + product + 4.0 * u);
+    return (layer + 1) * params_.sharpness * 2.0 * logit + 0x1p-20;
+  }
+
+ private:
+  static constexpr int kFirstLayer = 3;
+
+  std::uint16_t query(std::size_t s, int t, int i) {
+    const auto blocks = static_cast<std::size_t>(batch_.capacity / batch_.block);
+    const double shift = shifts_[(s * blocks + t / batch_.block) * batch_.dim + i];
+    return to_bits(static_cast<float>(rng_.normal() + shift), batch_.dtype);
+  }
+  void add_sums(const HeadsView& x, int n, int blocks, float* sums) {
+    std::vector<float> row(batch_.dim);
+    for (std::int64_t h = 0; h < x.heads; ++h) {
+      for (int t = 0; t < n; ++t) {
+        x.load_row(h, t, row.data());
+        double norm = 0.0;
+        for (int i = 0; i < batch_.dim; ++i) {
+          sums[(h * blocks + t / batch_.block) * batch_.dim + i] += row[i];
+          norm += static_cast<double>(row[i]) * row[i];
+        }
+        longest_ = std::max(longest_, std::sqrt(norm));
+      }
+    }
+  }
+
+  double density_;
+  Batch batch_;
+  SplitMix64 rng_;
+  std::unique_ptr<Backend> reference_;
+  std::unique_ptr<Policy> policy_;
+  SketchParams params_;
+  std::vector<double> shifts_;  ///< of the queries of each block
+  std::vector<std::unique_ptr<ProductSelector>> selectors_;
+  std::vector<DecodeCache> caches_;  ///< [sequence, layer]
+  std::vector<WalkState> walks_;     ///< of each sequence, from layer to layer
+  double longest_ = 0.0;             ///< query or key
+};
+
+void check_product(const std::string& spec, double density, DType dtype, int kv_heads, int group,
+                   int dim, int block, std::vector<std::int32_t> prefill, int steps) {
+  SCOPED_TRACE(testing::Message() << spec << " " << density << " " << dtype_name(dtype) << " kv "
+                                  << kv_heads << " group " << group << " dim " << dim << " block "
+                                  << block);
+  ProductDecoding decoding(spec, density, dtype, kv_heads, group, dim, block, std::move(prefill),
+                           steps);
+  const Batch& batch = decoding.batch();
+  DecodeStep step(batch.cache(), batch.num_heads());
+  DeviceBuffer<std::uint16_t> out(batch.q.size());
+  DeviceBuffer<float> lse(static_cast<std::size_t>(batch.batch() * batch.num_heads()));
+  int ties = 0;
+  for (int i = 0; i < steps; ++i) {
+    decoding.new_token();
+    advance_lengths(batch.lengths_device.data(), batch.batch(), nullptr);
+    for (int layer = 0; layer < ProductDecoding::kLayers; ++layer) {
+      ProductSelector& selector = decoding.selector(layer);
+      const auto enqueue = [&] {
+        step.enqueue(batch.cache(), batch.q_device.data(), selector, decoding.below(layer),
+                     out.data(), lse.data(), nullptr);
+        synchronize(nullptr, "decode step");
+        return download(selector, batch.batch());
+      };
+      const Selected selected = enqueue();
+      EXPECT_TRUE(i > 0 || enqueue() == selected) << "a step again gives something else";
+      std::vector<BlockSelection> selections;
+      for (int s = 0; s < batch.batch(); ++s) {
+        const BlockScores expected = decoding.policy_scores(s, layer);
+        selections.push_back(expect_selected(batch, s, selected, selector.capacity(), expected,
+                                             decoding.policy_selection(s, expected),
+                                             decoding.tolerance(layer), &ties));
+        if (testing::Test::HasFatalFailure()) return;
+      }
+      if (i % 9 == 0) expect_matches(batch, {out.download(), lse.download()}, selections);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+  EXPECT_LE(ties, steps) << "more ties than steps: the scores do not separate the blocks";
+  for (int layer = 0; layer < ProductDecoding::kLayers; ++layer) {
+    expect_no_faults(decoding.selector(layer), batch.batch());
+  }
+}
+
+TEST(CudaProductSelection, FollowsThePolicy) {
+  SW_REQUIRE_GPU(8);
+  check_product("sketchwalk:preset=preprint", 0.3, DType::kBf16, 2, 4, 64, 64, {500, 960}, 70);
+  check_product("sketchwalk:preset=preprint,partial_mean=true", 0.2, DType::kF16, 1, 8, 128, 128,
+                {900}, 20);
+  check_product("sketchwalk:preset=preprint,budget=fixed,tau=5", 0.2, DType::kBf16, 2, 1, 256, 64,
+                {640, 20}, 66);
+  check_product("sketchwalk:preset=preprint,budget=release,sketch_dim=32", 0.2, DType::kBf16, 2, 2,
+                64, 64, {1500}, 30);
 }
 
 TEST(CudaDecodeSelection, MatchedBudgetFollowsThePolicy) {

@@ -16,6 +16,7 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTile = 64;   ///< tokens of a tile: 16 for each warp
 constexpr int kSlice = 16;  ///< tokens of one warp
+constexpr double kGuessedShare = 0.6;  ///< of L2 for blocks that are fetched early
 constexpr float kLn2 = 0.6931471805599453f;
 
 struct Arguments {
@@ -28,6 +29,7 @@ struct Arguments {
   int rows;        ///< query heads of a unit
   int kv_divisor;  ///< units of a KV head
   float scale_log2;
+  int guesses;  ///< blocks of a unit to bring to L2 before they are known to be selected
   float* partial;
   float2* partial_ml;
   unsigned* arrivals;
@@ -64,6 +66,7 @@ struct Unit {
   int entries;  ///< blocks of this pass
   int token_sink;
   const std::int32_t* list;  ///< null: those below, then those from window_begin on
+  const std::uint32_t* handed;  ///< when set, where the entries of `list` appear one by one
   int sink;                  ///< leading blocks
   int window_begin;
 };
@@ -77,6 +80,7 @@ __device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
   unit.tokens = a.cache.lengths[unit.sequence];
   unit.entries = (unit.tokens + a.cache.block - 1) / a.cache.block;
   unit.list = nullptr;
+  unit.handed = nullptr;
   unit.token_sink = 0;
   unit.sink = unit.entries;
   unit.window_begin = 0;
@@ -99,6 +103,12 @@ __device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
   const bool planned = kind == Kind::kSelected && plan.scored >= 0;
   unit.entries = planned ? plan.scored : list.counts[set] - forced;
   unit.list = list.blocks + static_cast<std::int64_t>(set) * list.capacity + forced;
+  if (planned) {
+    const std::uint32_t half = load_relaxed(a.blocks.handover.half + unit.sequence);
+    unit.handed = a.blocks.handover.lists +
+                  static_cast<std::int64_t>(half * a.cache.batch + unit.sequence) * list.capacity +
+                  forced;
+  }
   return unit;
 }
 
@@ -297,6 +307,13 @@ __device__ inline void attend_slice(Softmax<kDim>& state, const std::uint32_t (&
 }
 
 /// Fetches the slices of one warp, tile after tile of a unit, into its ring.
+/// A permutation of the entries of a list. The best come first there and are the likeliest to be in
+/// L2: so every thread block gets its share of them. `entries` is below the prime.
+__device__ inline int shuffled(int index, int entries) {
+  constexpr unsigned kPrime = 40009;
+  return static_cast<int>(static_cast<unsigned>(index) * kPrime % static_cast<unsigned>(entries));
+}
+
 template <class T, int kDim>
 class Fetcher {
  public:
@@ -363,7 +380,13 @@ class Fetcher {
     if (index >= unit_.entries) return;
     int j = index;
     int limit = unit_.tokens;
-    if (unit_.list != nullptr) {
+    if (unit_.handed != nullptr) {
+      std::uint32_t entry;
+      do {
+        entry = load_relaxed(unit_.handed + shuffled(index, unit_.entries));
+      } while (entry == kEmptyEntry);
+      j = static_cast<int>(entry);
+    } else if (unit_.list != nullptr) {
       j = __ldcg(unit_.list + index);
       if (j < 0) {
         j = ~j;
@@ -391,6 +414,37 @@ class Fetcher {
   int limit_ = 0;            ///< visible tokens from the start of this lane's block on
   std::int64_t offset_ = 0;  ///< elements from k_ to the block
 };
+
+/// Brings the best blocks of the list that the step before has left to L2: the list of this step is
+/// not known yet, memory has nothing else to do, and most of a list is that of the step before. The
+/// result does not depend on it. The `share`-th of `shares` thread blocks of the unit fetches
+/// every `shares`-th block.
+template <class T, int kDim>
+__device__ inline void guess_selection(const Arguments& a, const Unit& unit, int share, int shares) {
+  const int count = min(unit.entries, a.guesses);
+  const int token_bytes = static_cast<int>(kDim * sizeof(T));
+  const std::int64_t head = static_cast<std::int64_t>(unit.head) * a.cache.head_stride;
+#pragma unroll 1
+  for (int i = share; i < count; i += shares) {
+    const auto j = static_cast<std::int64_t>(
+        load_relaxed(reinterpret_cast<const std::uint32_t*>(unit.list + i)));
+    if (j * a.cache.block >= unit.tokens) continue;
+    const std::int64_t block =
+        head + (a.cache.pages != nullptr
+                    ? a.cache.pages[unit.sequence * a.cache.pages_stride + j] * a.cache.page_stride
+                    : unit.sequence * a.cache.sequence_stride +
+                          j * a.cache.block * a.cache.token_stride);
+    constexpr int kLine = 128;
+#pragma unroll 1
+    for (int line = threadIdx.x; line < a.cache.block * token_bytes / kLine; line += kThreads) {
+      const int token = line / (token_bytes / kLine);
+      const int within = line % (token_bytes / kLine) * (kLine / static_cast<int>(sizeof(T)));
+      const std::int64_t at = block + token * a.cache.token_stride + within;
+      prefetch_l2(static_cast<const T*>(a.cache.k) + at);
+      prefetch_l2(static_cast<const T*>(a.cache.v) + at);
+    }
+  }
+}
 
 __device__ inline float rescale(float largest, float total_largest) {
   return largest == -INFINITY ? 0.0f : exp2_fast(largest - total_largest);
@@ -562,7 +616,7 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
         known[1] = parts;
         if (passes == 2) known[0] = parts_of(a, scans[0], 0, unit_index);
       }
-      if (pass == 1) wait_for_grid_before();
+      if (pass == 1) guess_selection<T, kDim>(a, unit, share - parts.first, parts.count());
       Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
       // Copies run kStages - 1 tiles ahead; beside a selection one, which is enough to keep memory
       // busy: what queues up beyond that, the selection's loads would have to wait for.
@@ -655,6 +709,7 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     }
   }
 
+  wait_for_grid_before();  // whoever waits for this kernel waits for that one, too
   // Whoever completes the parts of a unit joins them.
   const bool has_first = unit_last[0] >= 0;
   const bool has_last = unit_last[1] >= 0;
@@ -699,6 +754,12 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
                 "use --backend cpu");
   }
   starts_early_ = major >= 9;
+  if (starts_early_) {
+    int l2_bytes = 0;
+    check(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device), "query of the cache");
+    guesses_ = static_cast<int>(kGuessedShare * l2_bytes) /
+               (4 * shape.block * shape.head_dim * shape.batch * shape.kv_heads);
+  }
   const int d = shape.head_dim;
   if (d != 64 && d != 128 && d != 256) {
     throw Error(ErrorKind::kUnsupported, "decode attention on the GPU has no kernel for head_dim " +
@@ -745,6 +806,7 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
   a.kv_divisor = a.units / cache.kv_heads;
   a.scale_log2 =
       static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(cache.head_dim)));
+  a.guesses = guesses_;
   a.partial = partial_.data();
   a.partial_ml = reinterpret_cast<float2*>(partial_ml_.data());
   a.arrivals = arrivals_.data();

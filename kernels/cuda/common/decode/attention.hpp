@@ -49,6 +49,14 @@ struct DecodeList {
   int capacity = 0;
 };
 
+/// How a selection hands over its list block by block while it still runs: lists[half][s * capacity
+/// + i] takes the place of entry i of sequence s, and is kEmptyEntry until that is known.
+struct DecodeHandover {
+  const std::uint32_t* lists = nullptr;  ///< [2, batch, capacity]
+  const std::uint32_t* half = nullptr;   ///< [batch] which of the two; set before the list is begun
+};
+inline constexpr std::uint32_t kEmptyEntry = 0xffffffffu;
+
 /// Which blocks a launch attends to.
 struct DecodeBlocks {
   enum class Kind {
@@ -59,6 +67,7 @@ struct DecodeBlocks {
   };
   Kind kind = Kind::kDense;
   DecodeList list;
+  DecodeHandover handover;  ///< kSelected
   DecodeBudget budget;      ///< kSelected, and the token-level sink of kList
   bool token_sink = false;  ///< kList: whether the list has partly visible blocks
 };
@@ -75,7 +84,8 @@ class DecodeAttention {
   /// q and out: [batch, num_heads, head_dim] of the cache's element type, contiguous. lse, natural
   /// logarithm, [batch, num_heads], may be null. Launches one kernel on `stream` and returns.
   /// With kSelected the kernel before must be that of DecodeSelector::run: from compute capability
-  /// 9.0 on the two overlap. Throws Error(kResource) when the launch fails.
+  /// 9.0 on the two overlap, and what is left of that time goes into fetching the best blocks of
+  /// the list of the step before to L2, most of which this step selects again. Throws Error(kResource) when the launch fails.
   void run(const KvCache& cache, const void* q, const DecodeBlocks& blocks, void* out, float* lse,
            cudaStream_t stream);
 
@@ -89,6 +99,7 @@ class DecodeAttention {
   int num_heads_ = 0;
   int multiprocessors_ = 0;
   bool starts_early_ = false;        ///< the GPU can start a kernel while the one before runs
+  int guesses_ = 0;                  ///< blocks of a head whose keys and values come to L2 early
   DeviceBuffer<float> partial_;      ///< [slots, rows, head_dim] unnormalised sums
   DeviceBuffer<float> partial_ml_;   ///< [slots, rows, 2] maximum and sum
   DeviceBuffer<unsigned> arrivals_;  ///< [batch * num_heads] parts that are complete

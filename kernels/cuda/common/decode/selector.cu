@@ -8,7 +8,9 @@
 #include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
+#include "kernels/cuda/common/decode/rank.cuh"
 #include "kernels/cuda/common/decode/selector.hpp"
+#include "kernels/cuda/common/decode/sketch.cuh"
 #include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
 
@@ -56,8 +58,7 @@ struct Arguments {
   int task_share;   ///< thread blocks for each
   int count_shift;  ///< a sum counts its addends from this bit on
   double fixed_point;
-  const float* signs;
-  const std::int32_t* permutation;
+  DeviceSketch sketch;
   __half* transition;
   double* row_sum;
   float* row_sum_rounded;
@@ -71,6 +72,8 @@ struct Arguments {
   unsigned long long* sums;
   float* states;
   unsigned long long* kept;
+  std::uint32_t* handed;
+  std::uint32_t* halves;
   unsigned* launches;
   float* scores;
   std::int32_t* blocks;
@@ -168,6 +171,7 @@ __device__ void empty_exchange(const Arguments& a, const Step& s, int thread, in
   const int states = a.walks ? a.degree * a.capacity : 0;
   fill(reinterpret_cast<std::uint32_t*>(a.states + exchange_base(a, s, other, states)), states,
        kEmpty);
+  fill(a.handed + exchange_base(a, s, other, a.capacity), a.capacity, kEmptyEntry);
   if (s.member == 0 && thread == 0) a.kept[other * a.cache.batch + s.sequence] = 0;
 }
 
@@ -186,58 +190,6 @@ __device__ inline void gather(const float* from, int count, Use&& use) {
              (i + 2 < count && is_empty(v.z)) || (i + 3 < count && is_empty(v.w)));
     use(i, v);
   }
-}
-
-/// One warp transforms a vector: lane holds elements lane + 32 e of x; the result, of
-/// `rank` elements (zeros past r), is left in `buffer` [256]. Orthonormal, so that no entry exceeds
-/// the norm of x.
-template <int kDim>
-__device__ inline void transform(const Arguments& a, float (&x)[kDim / 32], float* buffer) {
-  constexpr int kEach = kDim / 32;
-  const int lane = threadIdx.x % 32;
-  int from[kEach];  // -1: past the sketch dimension
-#pragma unroll
-  for (int e = 0; e < kEach; ++e) {
-    const int j = e * 32 + lane;
-    from[e] = j >= a.dim_used ? -1 : a.exact ? j : a.permutation[j];
-  }
-  if (!a.exact) {
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      x[e] *= a.signs[e * 32 + lane] * rsqrtf(static_cast<float>(kDim));
-    }
-#pragma unroll
-    for (int mask = 1; mask < 32; mask *= 2) {
-#pragma unroll
-      for (int e = 0; e < kEach; ++e) {
-        const float other = __shfl_xor_sync(0xffffffffu, x[e], mask);
-        x[e] = (lane & mask) != 0 ? other - x[e] : x[e] + other;
-      }
-    }
-#pragma unroll
-    for (int half = 1; half < kEach; half *= 2) {
-#pragma unroll
-      for (int e = 0; e < kEach; ++e) {
-        if ((e & half) == 0) {
-          const float low = x[e];
-          const float high = x[e + half];
-          x[e] = low + high;
-          x[e + half] = low - high;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int e = 0; e < kEach; ++e) buffer[e * 32 + lane] = x[e];
-  __syncwarp();
-#pragma unroll
-  for (int e = 0; e < kEach; ++e) {
-    x[e] = from[e] >= 0 ? buffer[from[e]] : 0.0f;
-  }
-  __syncwarp();
-#pragma unroll
-  for (int e = 0; e < kEach; ++e) buffer[e * 32 + lane] = x[e];
-  __syncwarp();
 }
 
 /// Element offset of 16-byte chunk `chunk` of row `row`, rows of `rank` f16.
@@ -372,7 +324,7 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
         x[e] = __fdividef(x[e], divisor) - origin[e];
       }
     }
-    transform<kDim>(a, x, buffer);
+    transform<kDim>(a.sketch, x, buffer);
     __half* shared = (is_key ? tiles.keys : tiles.queries);
     __half* global = is_key ? a.keys + (first_key + row) * a.rank
                             : a.queries + (first_query + h * a.window + slot) * a.rank;
@@ -813,50 +765,18 @@ __device__ inline void multiply_columns(const __half* from, int count, int strid
   }
 }
 
-/// Writes this thread block's share of the list: its forced blocks, and those of its blocks that
-/// the scores choose, each at the place that its rank gives. `free_scores` has -infinity where a
-/// block is forced or partly visible anyway, and past the blocks up to a multiple of 4.
+/// Writes this thread block's share of the list, for those who read it when it is complete and for
+/// those who wait for its entries.
 __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePlan& plan,
                               const float* scores, const float* free_scores) {
   const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
   std::int32_t* list = a.blocks + static_cast<std::int64_t>(s.sequence) * a.capacity;
-  const int forced = forced_blocks(plan);
-  const int free_end = s.blocks - plan.window;
-  int kept = 0;
-#pragma unroll 1
-  for (int j = s.column_begin + warp; j < s.column_end; j += kWarps) {
-    if (j < plan.sink || j >= free_end) {
-      if (lane == 0) list[j < plan.sink ? j : plan.sink + j - free_end] = j;
-      continue;
-    }
-    const float mine = scores[j];
-    int better = 0;
-#pragma unroll 2
-    for (int i = lane * 4; i < s.blocks; i += 128) {
-      const float4 other = *reinterpret_cast<const float4*>(free_scores + i);
-      better += other.x > mine || (other.x == mine && i > j) ? 1 : 0;
-      better += other.y > mine || (other.y == mine && i + 1 > j) ? 1 : 0;
-      better += other.z > mine || (other.z == mine && i + 2 > j) ? 1 : 0;
-      better += other.w > mine || (other.w == mine && i + 3 > j) ? 1 : 0;
-    }
-    better = __reduce_add_sync(0xffffffffu, better);
-    bool keep = better < plan.scored;
-    if (plan.scored < 0) {
-      int less = 0;
-#pragma unroll 1
-      for (int i = plan.between_begin + lane; i < plan.between_end; i += 32) {
-        less += scores[i] < mine ? 1 : 0;
-      }
-      keep = __reduce_add_sync(0xffffffffu, less) > plan.quantile_low;
-    }
-    if (j == plan.boundary) {
-      if (lane == 0) list[forced] = keep ? j : ~j;
-    } else if (keep) {
-      if (lane == 0) list[forced + (plan.boundary >= 0 ? 1 : 0) + better] = j;
-      ++kept;
-    }
-  }
+  std::uint32_t* handed = a.handed + exchange_base(a, s, s.half, a.capacity);
+  int kept = rank_blocks(plan, s.blocks, s.column_begin, s.column_end, kWarps, scores, free_scores,
+                         [&](int place, int entry) {
+                           store_relaxed(handed + place, static_cast<std::uint32_t>(entry));
+                           list[place] = entry;
+                         });
   if (plan.scored >= 0) return;  // as many as planned
   kept = __reduce_add_sync(0xffffffffu, lane == 0 ? kept : 0);
   if (lane == 0) {
@@ -865,8 +785,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
     const unsigned long long before =
         atomicAdd(a.kept + s.half * a.cache.batch + s.sequence, kArrival + kept);
     if (static_cast<int>(before / kArrival) + 1 == s.members * kWarps) {
-      a.counts[s.sequence] =
-          forced + (plan.boundary >= 0 ? 1 : 0) + static_cast<int>(before % kArrival) + kept;
+      a.counts[s.sequence] = listed_always(plan) + static_cast<int>(before % kArrival) + kept;
     }
   }
 }
@@ -916,9 +835,18 @@ __global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ 
         });
     copy_async_commit();
   };
+  // The next kernel starts when all thread blocks have said so, and then looks for the list.
+  const auto start_next = [&](bool mine) {
+    if (!mine) return;
+    if (s.member == 0) {
+      store_relaxed(a.halves + s.sequence, static_cast<std::uint32_t>(s.half));
+      fence_gpu();
+    }
+    let_next_grid_start();
+  };
   // What has time while the first task's keys are on their way.
   const auto meanwhile = [&](int thread) {
-    let_next_grid_start();  // not earlier: its loads would compete with the keys'
+    start_next(thread == 0);  // not earlier: its loads would compete with the keys'
     // What the walk will read, to L2.
     each_piece(thread / 32, kWarps / 2, owned, 64,
                [&](int, int, const __half* from) { prefetch_l2(from); });
@@ -958,7 +886,7 @@ __global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ 
       if (!once) __syncthreads();  // the next task needs the scratch
     }
   }
-  if (fresh) let_next_grid_start();  // no task
+  if (fresh) start_next(threadIdx.x == 0);  // no task
   if (!once || fresh) start_columns();
 
   Vectors vectors;
@@ -1073,7 +1001,7 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
       a.key_sum[(tokens & 1) * plane + head * dim + e * 32 + lane] = sum;
     }
   }
-  transform<kDim>(a, x, buffers[warp]);
+  transform<kDim>(a.sketch, x, buffers[warp]);
   for (int i = lane; i < a.rank; i += 32) {
     a.keys[(static_cast<std::int64_t>(head) * a.capacity + j) * a.rank + i] =
         __float2half_rn(i < kDim ? buffers[warp][i] : 0.0f);
@@ -1098,7 +1026,7 @@ __global__ void load_window_kernel(const __grid_constant__ Arguments a, const fl
   for (int e = 0; e < kDim / 32; ++e) {
     x[e] = window[(static_cast<std::int64_t>(head) * a.window + i) * dim + e * 32 + lane];
   }
-  transform<kDim>(a, x, buffers[warp]);
+  transform<kDim>(a.sketch, x, buffers[warp]);
   for (int k = lane; k < a.rank; k += 32) {
     a.queries[(static_cast<std::int64_t>(head) * a.window + slot) * a.rank + k] =
         __float2half_rn(k < kDim ? buffers[warp][k] : 0.0f);
@@ -1175,8 +1103,6 @@ struct DecodeSelector::Launch {
     a.max_keys = s.max_keys_;
     a.max_tasks = s.max_tasks_;
     a.rank = s.rank_;
-    a.dim_used = s.dim_used_;
-    a.exact = s.exact_;
     a.partial_mean = s.partial_mean_;
     a.walks = s.walks_;
     a.damping = static_cast<float>(s.shape_.damping);
@@ -1190,8 +1116,7 @@ struct DecodeSelector::Launch {
     a.task_share = s.task_share_;
     a.count_shift = s.count_shift_;
     a.fixed_point = s.fixed_point_;
-    a.signs = s.signs_.data();
-    a.permutation = s.permutation_.data();
+    a.sketch = {s.signs_.data(), s.permutation_.data(), s.dim_used_, s.exact_};
     a.transition = reinterpret_cast<__half*>(s.transition_.data());
     a.row_sum = s.row_sum_.data();
     a.row_sum_rounded = s.row_sum_rounded_.data();
@@ -1205,6 +1130,8 @@ struct DecodeSelector::Launch {
     a.sums = s.sums_.data();
     a.states = s.states_.data();
     a.kept = s.kept_.data();
+    a.handed = s.handed_.data();
+    a.halves = s.halves_.data();
     a.launches = s.launches_.data();
     a.scores = s.scores_.data();
     a.blocks = s.blocks_.data();
@@ -1238,11 +1165,7 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   dim_used_ = static_cast<int>(sketch.dim());
   rank_ = 32;
   while (rank_ < dim_used_) rank_ *= 2;
-  // The kernel's vectors are orthonormal; the square of the sketch's own scale goes to the logit.
-  const double r = static_cast<double>(dim_used_);
-  const double vectors = params.exact ? 1.0 : params.unbiased ? d / r : r;
-  logit_scale_log2_ =
-      static_cast<float>(1.4426950408889634 * vectors * sketch.logit_scale() / params.temperature);
+  logit_scale_log2_ = sketch_scale_log2(sketch, params, d);
 
   const int group = shape.num_heads / cache.kv_heads;
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
@@ -1311,6 +1234,9 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   sums_ = zeros<unsigned long long>(2 * batch * capacity);
   states_ = empty(walks_ ? 2 * batch * capacity * static_cast<std::size_t>(shape.degree) : 4);
   kept_ = zeros<unsigned long long>(2 * batch);
+  handed_ = DeviceBuffer<std::uint32_t>(2 * batch * capacity);
+  check(cudaMemset(handed_.data(), 0xff, handed_.bytes()), "clearing of the decode state");
+  halves_ = zeros<std::uint32_t>(batch);
   launches_ = zeros<unsigned>(batch);
   scores_ = zeros<float>(batch * capacity);
   blocks_ = zeros<std::int32_t>(batch * capacity);
@@ -1362,6 +1288,8 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
 DecodeList DecodeSelector::list() const {
   return {blocks_.data(), counts_.data(), 1, shape_.capacity};
 }
+
+DecodeHandover DecodeSelector::handover() const { return {handed_.data(), halves_.data()}; }
 
 std::size_t DecodeSelector::bytes() const {
   return transition_.bytes() + row_sum_.bytes() + row_sum_rounded_.bytes() + column_.bytes() +

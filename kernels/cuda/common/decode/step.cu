@@ -26,7 +26,20 @@ void DecodeStep::enqueue(const KvCache& cache, const void* q, DecodeSelector* se
     blocks.kind = DecodeBlocks::Kind::kSelected;
     blocks.budget = selector->budget();
     blocks.list = selector->list();
+    blocks.handover = selector->handover();
   }
+  attention_.run(cache, q, blocks, out, lse, stream);
+}
+
+void DecodeStep::enqueue(const KvCache& cache, const void* q, ProductSelector& selector,
+                         const ProductSelector* below, void* out, float* lse,
+                         cudaStream_t stream) {
+  selector.run(cache, q, below, stream);
+  DecodeBlocks blocks;
+  blocks.kind = DecodeBlocks::Kind::kList;
+  blocks.budget = selector.budget();
+  blocks.list = selector.list();
+  blocks.token_sink = blocks.budget.kind == Budget::Kind::kRelease;
   attention_.run(cache, q, blocks, out, lse, stream);
 }
 

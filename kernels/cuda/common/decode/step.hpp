@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/common/decode/attention.hpp"
+#include "kernels/cuda/common/decode/product_selector.hpp"
 #include "kernels/cuda/common/decode/selector.hpp"
 
 /// A decode step as one CUDA graph. The context lengths live on the device and advance there, and
@@ -23,6 +24,10 @@ class DecodeStep {
   /// no selector the layer is dense. Buffers as in DecodeAttention::run.
   void enqueue(const KvCache& cache, const void* q, DecodeSelector* selector, void* out, float* lse,
                cudaStream_t stream);
+
+  /// The same with the walk of the preprint; `below` as in ProductSelector::run. Nothing overlaps.
+  void enqueue(const KvCache& cache, const void* q, ProductSelector& selector,
+               const ProductSelector* below, void* out, float* lse, cudaStream_t stream);
 
   DecodeAttention& attention() { return attention_; }
 
