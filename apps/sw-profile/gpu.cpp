@@ -35,6 +35,8 @@ using cuda::KernelCost;
 
 /// Index of the timed layer; the walk state comes from the one before.
 constexpr std::int64_t kLayer = 3;
+/// Queries that the timed decode steps take in turn.
+constexpr std::size_t kDecodeQueries = 8;
 /// Above it, attention composed of library calls takes seconds a run.
 constexpr std::int64_t kComposedLimit = 32768;
 
@@ -201,18 +203,26 @@ class GpuProfile {
   }
 
   void decode(std::int64_t tokens, std::int64_t batch) {
-    if (form_->walk == SketchWalkForm::Walk::kProduct) {
-      throw Error(ErrorKind::kUnsupported, "the GPU has no decode step for walk=product",
-                  "use --phase prefill for this method");
-    }
     shape_ = {tokens,      grid_.num_heads, grid_.num_kv_heads, grid_.head_dim,
               grid_.block, batch,           grid_.dtype};
     const std::int64_t d = grid_.head_dim;
     const std::int64_t kv = grid_.num_kv_heads;
-    const DeviceHeads q(dtype_, batch * grid_.num_heads, 1, d, seed_ + 4);
+    // Steps differ in their query, so that a selection is not the one before it.
+    const DeviceHeads queries(dtype_, batch * grid_.num_heads, kDecodeQueries, d, seed_ + 4);
+    const DeviceBuffer<std::byte> q(queries.bytes() / kDecodeQueries);
     const DeviceHeads k(dtype_, batch * kv, tokens, d, seed_ + 5);
     const DeviceHeads v(dtype_, batch * kv, tokens, d, seed_ + 6);
     const DeviceBuffer<std::byte> out(q.bytes());
+    std::size_t next_query = 0;
+    const auto new_query = [&] {
+      const std::byte* from =
+          static_cast<const std::byte*>(queries.data()) + next_query * q.bytes();
+      next_query = (next_query + 1) % kDecodeQueries;
+      cuda::check(cudaMemcpyAsync(q.data(), from, q.bytes(), cudaMemcpyDeviceToDevice,
+                                  timer_.stream()),
+                  "copy of a query");
+    };
+    new_query();
     // The state is that of the token before; each run is the step that adds the last one.
     const std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch),
                                             static_cast<std::int32_t>(tokens - 1));
@@ -241,18 +251,11 @@ class GpuProfile {
     const std::int64_t blocks = (tokens + grid_.block - 1) / grid_.block;
     // Of the blocks that all sequences keep, each for every KV head.
     const auto cost = [&](std::int64_t kept) { return step.attention().cost(kv * kept); };
-    std::vector<std::unique_ptr<cuda::DecodeSelector>> selectors;
+    std::vector<DecodeArm> arms;
     for (const double density : grid_.densities) {
-      cuda::DecodeSelectorShape shape;
-      shape.num_heads = static_cast<int>(grid_.num_heads);
-      shape.capacity = static_cast<int>(blocks);
-      shape.query_window = static_cast<int>(form_->query_window);
-      shape.damping = form_->damping;
-      shape.degree = walk_products();
-      shape.budget = cuda::make_decode_budget(form_->budget, density);
-      selectors.push_back(
-          std::make_unique<cuda::DecodeSelector>(cache, shape, form_->sketch, kLayer));
-      load_state(cache, *selectors.back(), blocks);
+      arms.push_back(form_->walk == SketchWalkForm::Walk::kProduct
+                         ? product_arm(cache, density, blocks, step, q.data(), out.data())
+                         : window_arm(cache, density, blocks, step, q.data(), out.data()));
     }
     cuda::advance_lengths(device_lengths.data(), cache.batch, timer_.stream());
 
@@ -262,35 +265,29 @@ class GpuProfile {
       step.enqueue(cache, q.data(), nullptr, out.data(), nullptr, stream);
     });
 
-    for (std::size_t i = 0; i < selectors.size(); ++i) {
+    for (std::size_t i = 0; i < arms.size(); ++i) {
       const double density = grid_.densities[i];
-      cuda::DecodeSelector& selector = *selectors[i];
-      selector.run(cache, q.data(), timer_.stream());
-      const std::int64_t kept = kept_blocks(selector.list(), batch);
+      const DecodeArm& arm = arms[i];
+      arm.select(timer_.stream());
+      const std::int64_t kept = kept_blocks(arm.blocks.list, batch);
       const double share =
           static_cast<double>(kept) / static_cast<double>(batch) / static_cast<double>(blocks);
 
       const std::size_t first = add("decode", "selection", density);
-      time(first, [&](cudaStream_t stream) { selector.run(cache, q.data(), stream); });
+      time(first, arm.select);
       const std::size_t attention = add("decode", "attention", density);
       state(attention, cost(kept));
       time(attention, [&](cudaStream_t stream) {
-        cuda::DecodeBlocks chosen;
-        chosen.kind = cuda::DecodeBlocks::Kind::kList;
-        chosen.list = selector.list();
-        chosen.budget = selector.budget();
-        step.attention().run(cache, q.data(), chosen, out.data(), nullptr, stream);
+        step.attention().run(cache, q.data(), arm.blocks, out.data(), nullptr, stream);
       });
       const std::size_t total = add("decode", "total", density);
       state(total, cost(kept));
-      time(total, [&](cudaStream_t stream) {
-        step.enqueue(cache, q.data(), &selector, out.data(), nullptr, stream);
-      });
+      time(total, arm.step);
       for (std::size_t row = first; row <= total; ++row) {
         report_.measurements[row].realised_density = share;
       }
     }
-    run(works, rows);
+    run(works, rows, new_query);
   }
 
  private:
@@ -313,11 +310,14 @@ class GpuProfile {
     report_.measurements[row].bytes = cost.bytes;
   }
 
-  void run(const std::vector<GpuTimer::Work>& works, const std::vector<std::size_t>& rows) {
+  /// `before` is called ahead of each run, out of its time.
+  void run(const std::vector<GpuTimer::Work>& works, const std::vector<std::size_t>& rows,
+           const std::function<void()>& before = [] {}) {
     std::vector<Piece> pieces;
     for (std::size_t i = 0; i < works.size(); ++i) {
       pieces.emplace_back([&, i](std::int64_t, bool timed) {
         Measurement& m = report_.measurements[rows[i]];
+        before();
         const double seconds = works[i].seconds((m.phase + " " + m.part).c_str());
         if (timed) m.seconds.push_back(seconds);
       });
@@ -430,6 +430,73 @@ class GpuProfile {
     const auto tokens = static_cast<double>(shape_.tokens);
     const double rows = 2.0 * static_cast<double>(grid_.num_heads + grid_.num_kv_heads);
     return {4.0 * d * pairs, rows * tokens * d * static_cast<double>(dtype_size(dtype_))};
+  }
+
+  /// One density of a decode step.
+  struct DecodeArm {
+    std::function<void(cudaStream_t)> select;
+    std::function<void(cudaStream_t)> step;  ///< selection and attention
+    cuda::DecodeBlocks blocks;               ///< what was selected, as a list
+  };
+
+  DecodeArm window_arm(const cuda::KvCache& cache, double density, std::int64_t blocks,
+                       cuda::DecodeStep& step, const void* q, void* out) {
+    cuda::DecodeSelectorShape shape;
+    shape.num_heads = static_cast<int>(grid_.num_heads);
+    shape.capacity = static_cast<int>(blocks);
+    shape.query_window = static_cast<int>(form_->query_window);
+    shape.damping = form_->damping;
+    shape.degree = walk_products();
+    shape.budget = cuda::make_decode_budget(form_->budget, density);
+    const auto selector =
+        std::make_shared<cuda::DecodeSelector>(cache, shape, form_->sketch, kLayer);
+    load_state(cache, *selector, blocks);
+    return {[=](cudaStream_t stream) { selector->run(cache, q, stream); },
+            [=, &step](cudaStream_t stream) {
+              step.enqueue(cache, q, selector.get(), out, nullptr, stream);
+            },
+            list_of(*selector)};
+  }
+
+  /// The walk of the layer below is that of its first step.
+  DecodeArm product_arm(const cuda::KvCache& cache, double density, std::int64_t blocks,
+                        cuda::DecodeStep& step, const void* q, void* out) {
+    cuda::ProductSelectorShape shape;
+    shape.num_heads = static_cast<int>(grid_.num_heads);
+    shape.capacity = static_cast<int>(blocks);
+    shape.budget = cuda::make_decode_budget(form_->budget, density);
+    const DeviceHeads queries(DType::kF32, cache.batch * grid_.num_heads, blocks, cache.head_dim,
+                              seed_ + 7);
+    const DeviceHeads keys(DType::kF32, cache.batch * cache.kv_heads, blocks, cache.head_dim,
+                           seed_ + 8);
+    const auto make = [&](std::int64_t layer) {
+      auto selector =
+          std::make_shared<cuda::ProductSelector>(cache, shape, form_->sketch, layer);
+      selector->load(cache,
+                     {static_cast<const float*>(queries.data()),
+                      static_cast<const float*>(keys.data()), static_cast<int>(blocks)},
+                     timer_.stream());
+      return selector;
+    };
+    const auto below = make(kLayer - 1);
+    const auto selector = make(kLayer);
+    below->run(cache, q, nullptr, timer_.stream());
+    cuda::synchronize(timer_.stream(), "load of a decode state");
+    return {[=](cudaStream_t stream) { selector->run(cache, q, below.get(), stream); },
+            [=, &step](cudaStream_t stream) {
+              step.enqueue(cache, q, *selector, below.get(), out, nullptr, stream);
+            },
+            list_of(*selector)};
+  }
+
+  template <class Selector>
+  static cuda::DecodeBlocks list_of(const Selector& selector) {
+    cuda::DecodeBlocks blocks;
+    blocks.kind = cuda::DecodeBlocks::Kind::kList;
+    blocks.list = selector.list();
+    blocks.budget = selector.budget();
+    blocks.token_sink = blocks.budget.kind == Budget::Kind::kRelease;
+    return blocks;
   }
 
   /// A random state of a decode selection: a row-stochastic matrix, block sums, a query window.

@@ -16,6 +16,9 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTile = 64;   ///< tokens of a tile: 16 for each warp
 constexpr int kSlice = 16;  ///< tokens of one warp
+/// log2 of how far weights may grow before the running maximum follows: it seldom has to, and the
+/// weights fit f16.
+constexpr float kHeadroom = 8.0f;
 constexpr double kGuessedShare = 0.6;  ///< of L2 for blocks that are fetched early
 constexpr float kLn2 = 0.6931471805599453f;
 
@@ -202,107 +205,128 @@ __device__ inline int slot_of(const Arguments& a, int pass, int unit_index, cons
   return pass * 2 * grid + 2 * share + (share == parts.first ? 1 : 0);
 }
 
-/// Running softmax of 16 rows by one warp, in the layout of the accumulators of the matrix
-/// instruction: rows lane / 4 and lane / 4 + 8.
-template <int kDim>
+/// Running softmax of one warp for kTiles * 8 query heads, the columns of its matrix products: keys
+/// and head dimensions are the rows, of which there are many, so that a group of a few heads wastes
+/// little. Accumulators are those of the matrix instruction: rows lane / 4 and lane / 4 + 8, columns
+/// lane % 4 * 2 and the next.
+template <int kDim, int kTiles>
 struct Softmax {
-  float acc[kDim / 8][4];
-  float largest[2];
-  float sum[2];  ///< of this lane's columns
+  float acc[kTiles][kDim / 16][4];
+  float largest[kTiles][2];  ///< what the exponents are counted from
+  float sum[kTiles][2];      ///< of this lane's rows
 
   __device__ void reset() {
 #pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) acc[i][e] = 0.0f;
+      for (int i = 0; i < kDim / 16; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[n][i][e] = 0.0f;
+      }
+      largest[n][0] = largest[n][1] = -INFINITY;
+      sum[n][0] = sum[n][1] = 0.0f;
     }
-    largest[0] = largest[1] = -INFINITY;
-    sum[0] = sum[1] = 0.0f;
   }
 };
 
-template <class T, int kDim>
-__device__ inline void load_query(const Arguments& a, const Unit& unit, int unit_index,
-                                  std::uint32_t (&q)[kDim / 16][4]) {
+template <class T, int kDim, int kTiles>
+__device__ inline void load_query(const Arguments& a, int unit_index,
+                                  std::uint32_t (&q)[kTiles][kDim / 16][2]) {
   const int lane = threadIdx.x % 32;
   const T* base =
       static_cast<const T*>(a.q) + static_cast<std::int64_t>(unit_index) * a.rows * kDim;
 #pragma unroll
-  for (int step = 0; step < kDim / 16; ++step) {
+  for (int n = 0; n < kTiles; ++n) {
+    const int row = n * 8 + lane / 4;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int row = lane / 4 + (e & 1) * 8;
-      const int column = step * 16 + (lane % 4) * 2 + (e >> 1) * 8;
-      q[step][e] =
-          row < a.rows ? *reinterpret_cast<const std::uint32_t*>(base + row * kDim + column) : 0u;
+    for (int step = 0; step < kDim / 16; ++step) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int column = step * 16 + (lane % 4) * 2 + e * 8;
+        q[n][step][e] =
+            row < a.rows ? *reinterpret_cast<const std::uint32_t*>(base + row * kDim + column) : 0u;
+      }
     }
   }
 }
 
+/// Combines over the lanes that hold the same columns.
+template <class F>
+__device__ inline float reduce_rows(float x, F&& combine) {
+#pragma unroll
+  for (int mask = 4; mask < 32; mask *= 2) x = combine(x, __shfl_xor_sync(0xffffffffu, x, mask));
+  return x;
+}
+
 /// Adds 16 keys and values in shared memory to the running softmax.
-template <class T, int kDim>
-__device__ inline void attend_slice(Softmax<kDim>& state, const std::uint32_t (&q)[kDim / 16][4],
-                                    const T* k, const T* v, int visible, float scale_log2) {
+template <class T, int kDim, int kTiles>
+__device__ inline void attend_slice(Softmax<kDim, kTiles>& state,
+                                    const std::uint32_t (&q)[kTiles][kDim / 16][2], const T* k,
+                                    const T* v, int visible, float scale_log2) {
   const int lane = threadIdx.x % 32;
   const int matrix_row = lane & 7;
   const int matrix = lane >> 3;
-  float s[2][4] = {};
+  // Sums of even and odd steps do not wait for each other; two tiles of heads don't either.
+  constexpr int kParts = kTiles == 1 ? 2 : 1;
+  float part[kTiles][kParts][4] = {};
 #pragma unroll
   for (int step = 0; step < kDim / 16; ++step) {
-    std::uint32_t b[4];
-    load_matrix_x4(b, k + swizzled<kDim>((matrix >> 1) * 8 + matrix_row, step * 2 + (matrix & 1)));
-    mma_16x8x16<T>(s[0], q[step], b[0], b[1]);
-    mma_16x8x16<T>(s[1], q[step], b[2], b[3]);
-  }
+    std::uint32_t keys[4];
+    load_matrix_x4(keys,
+                   k + swizzled<kDim>((matrix & 1) * 8 + matrix_row, step * 2 + (matrix >> 1)));
 #pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
+    for (int n = 0; n < kTiles; ++n) {
+      mma_16x8x16<T>(part[n][step % kParts], keys, q[n][step][0], q[n][step][1]);
+    }
+  }
+  float s[kTiles][4];
+  bool above = false;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      s[tile][e] *= scale_log2;
-      if (visible < kSlice && tile * 8 + (lane % 4) * 2 + (e & 1) >= visible) {
-        s[tile][e] = -INFINITY;
+      s[n][e] = (kParts == 2 ? part[n][0][e] + part[n][kParts - 1][e] : part[n][0][e]) * scale_log2;
+      if (visible < kSlice && (e >> 1) * 8 + lane / 4 >= visible) s[n][e] = -INFINITY;
+      above |= s[n][e] > state.largest[n][e & 1] + kHeadroom;
+    }
+  }
+  if (__any_sync(0xffffffffu, above)) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float largest =
+            fmaxf(state.largest[n][e], reduce_rows(fmaxf(s[n][e], s[n][e + 2]),
+                                                   [](float x, float y) { return fmaxf(x, y); }));
+        const float factor = exp2_fast(state.largest[n][e] - largest);
+        state.largest[n][e] = largest;
+        state.sum[n][e] *= factor;
+#pragma unroll
+        for (int i = 0; i < kDim / 16; ++i) {
+          state.acc[n][i][e] *= factor;
+          state.acc[n][i][e + 2] *= factor;
+        }
       }
     }
   }
-  float largest[2];
+  std::uint32_t p[kTiles][2];  // of keys 0 to 7 and 8 to 15; columns become rows
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float mine =
-        fmaxf(fmaxf(s[0][half * 2], s[0][half * 2 + 1]), fmaxf(s[1][half * 2], s[1][half * 2 + 1]));
-    largest[half] =
-        fmaxf(state.largest[half], reduce_quad(mine, [](float x, float y) { return fmaxf(x, y); }));
-  }
-  if (__any_sync(0xffffffffu, largest[0] > state.largest[0] || largest[1] > state.largest[1])) {
-    const float factor[2] = {exp2_fast(state.largest[0] - largest[0]),
-                             exp2_fast(state.largest[1] - largest[1])};
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) state.acc[i][e] *= factor[e >> 1];
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      state.sum[half] *= factor[half];
-      state.largest[half] = largest[half];
-    }
-  }
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
+  for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      s[tile][e] = exp2_fast(s[tile][e] - largest[e >> 1]);
-      state.sum[e >> 1] += s[tile][e];
+      s[n][e] = exp2_fast(s[n][e] - state.largest[n][e & 1]);
+      state.sum[n][e & 1] += s[n][e];
     }
+    p[n][0] = transpose_matrix(pack_pair<T>(s[n][0], s[n][1]));
+    p[n][1] = transpose_matrix(pack_pair<T>(s[n][2], s[n][3]));
   }
-  const std::uint32_t p[4] = {pack_pair<T>(s[0][0], s[0][1]), pack_pair<T>(s[0][2], s[0][3]),
-                              pack_pair<T>(s[1][0], s[1][1]), pack_pair<T>(s[1][2], s[1][3])};
 #pragma unroll
-  for (int pair = 0; pair < kDim / 16; ++pair) {
-    std::uint32_t b[4];
+  for (int i = 0; i < kDim / 16; ++i) {
+    std::uint32_t values[4];
     load_matrix_x4_transposed(
-        b, v + swizzled<kDim>((matrix & 1) * 8 + matrix_row, pair * 2 + (matrix >> 1)));
-    mma_16x8x16<T>(state.acc[pair * 2], p, b[0], b[1]);
-    mma_16x8x16<T>(state.acc[pair * 2 + 1], p, b[2], b[3]);
+        values, v + swizzled<kDim>((matrix >> 1) * 8 + matrix_row, i * 2 + (matrix & 1)));
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) mma_16x8x16<T>(state.acc[n][i], values, p[n][0], p[n][1]);
   }
 }
 
@@ -562,7 +586,7 @@ __device__ inline bool arrive(const Arguments& a, int unit_index, int added, int
   return complete;
 }
 
-template <class T, int kDim>
+template <class T, int kDim, int kTiles>
 __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     decode_attention_kernel(const __grid_constant__ Arguments a) {
   constexpr int kStages = Ring<kDim>::kStages;
@@ -604,9 +628,9 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
       if (unit_last[1] < 0) unit_first[1] = unit_index;
       unit_last[1] = unit_index;
 
-      std::uint32_t q[kDim / 16][4];
-      load_query<T, kDim>(a, unit, unit_index, q);
-      Softmax<kDim> state;
+      std::uint32_t q[kTiles][kDim / 16][2];
+      load_query<T, kDim, kTiles>(a, unit_index, q);
+      Softmax<kDim, kTiles> state;
       state.reset();
       const Parts parts = {scan.deal.share_of(unit_begin),
                            scan.deal.share_of(unit_begin + tiles - 1)};
@@ -638,8 +662,8 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
           const int visible = spans[warp][stage];
           const T* k = ring + stage * 2 * Ring<kDim>::kSliceElements;
           if (visible > 0) {
-            attend_slice<T, kDim>(state, q, k, k + Ring<kDim>::kSliceElements, visible,
-                                  a.scale_log2);
+            attend_slice<T, kDim, kTiles>(state, q, k, k + Ring<kDim>::kSliceElements, visible,
+                                          a.scale_log2);
           }
           stage = stage + 1 == kStages ? 0 : stage + 1;
         }
@@ -647,23 +671,23 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
       copy_async_wait<0>();
       __syncthreads();
 
-      // The four warps' results become one, in the rings' memory.
+      // The four warps' results become one, in the rings' memory. Rows are a little longer there, so
+      // that columns of a product fall on different banks.
+      constexpr int kRow = kDim + 4;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float sum = reduce_quad(state.sum[half], [](float x, float y) { return x + y; });
-        if (lane % 4 == 0) {
-          warp_ml[warp][lane / 4 + half * 8] = make_float2(state.largest[half], sum);
-        }
-      }
+      for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) {
+        for (int e = 0; e < 2; ++e) {
+          const int head = n * 8 + lane % 4 * 2 + e;
+          const float sum =
+              reduce_rows(state.sum[n][e], [](float x, float y) { return x + y; });
+          if (lane < 4) warp_ml[warp][head] = make_float2(state.largest[n][e], sum);
+          if (head >= a.rows) continue;
+          float* to = shared + (warp * a.rows + head) * kRow + lane / 4;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = lane / 4 + half * 8;
-          if (row < a.rows) {
-            *reinterpret_cast<float2*>(shared + (warp * a.rows + row) * kDim + i * 8 +
-                                       (lane % 4) * 2) =
-                make_float2(state.acc[i][half * 2], state.acc[i][half * 2 + 1]);
+          for (int i = 0; i < kDim / 16; ++i) {
+            to[i * 16] = state.acc[n][i][e];
+            to[i * 16 + 8] = state.acc[n][i][e + 2];
           }
         }
       }
@@ -681,7 +705,8 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) {
           const float weight = rescale(warp_ml[w][row].x, largest);
-          const float4 part = reinterpret_cast<const float4*>(shared + w * a.rows * kDim)[index];
+          const float4 part = *reinterpret_cast<const float4*>(shared + (w * a.rows + row) * kRow +
+                                                               index % (kDim / 4) * 4);
           value.x += part.x * weight;
           value.y += part.y * weight;
           value.z += part.z * weight;
@@ -785,7 +810,8 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
   visit_element(shape.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      allow_shared_memory(decode_attention_kernel<T, kDim>, Ring<kDim>::kBytes);
+      allow_shared_memory(decode_attention_kernel<T, kDim, 1>, Ring<kDim>::kBytes);
+      allow_shared_memory(decode_attention_kernel<T, kDim, 2>, Ring<kDim>::kBytes);
     });
   });
 }
@@ -815,8 +841,15 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
       // The forced blocks run beside the selection, which needs room on every multiprocessor.
       const bool selected = blocks.kind == Kind::kSelected;
       const int grid = multiprocessors_ * (selected ? 1 : Ring<kDim>::kBlocksPerMultiprocessor);
-      launch_early(decode_attention_kernel<T, kDim>, dim3(static_cast<unsigned>(grid)), kThreads,
-                   Ring<kDim>::kBytes, stream, selected && starts_early_, a);
+      const auto launch = [&](auto kernel) {
+        launch_early(kernel, dim3(static_cast<unsigned>(grid)), kThreads, Ring<kDim>::kBytes,
+                     stream, selected && starts_early_, a);
+      };
+      if (a.rows <= 8) {
+        launch(decode_attention_kernel<T, kDim, 1>);
+      } else {
+        launch(decode_attention_kernel<T, kDim, 2>);
+      }
     });
   });
 }

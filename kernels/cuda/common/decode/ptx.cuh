@@ -122,6 +122,13 @@ __device__ inline void load_matrix_x4_transposed(std::uint32_t (&r)[4], const vo
                : "memory");
 }
 
+/// The transpose of an 8x8 matrix, in the layout of one register of a fragment.
+__device__ inline std::uint32_t transpose_matrix(std::uint32_t x) {
+  std::uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 /// c += a b: a 16x16 row-major, b 16x8 column-major fragments, f32 accumulators.
 template <class T>
 __device__ inline void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
