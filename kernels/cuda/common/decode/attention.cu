@@ -51,8 +51,8 @@ struct Ring {
   static constexpr int kElements = kWarps * kStages * 2 * kSliceElements;
   static constexpr int kBytes = 2 * kElements;
   static constexpr int kBlocksPerMultiprocessor = kDim == 256 ? 1 : 2;
-  /// Registers are held down to three blocks' share, so that a selection fits beside one block.
-  static constexpr int kRegisterShare = kDim == 256 ? 1 : 3;
+  /// Held down so that a selection fits beside one block.
+  static constexpr int kRegisters = kDim == 256 ? 255 : 160;
 };
 
 /// Element offset of 16-byte chunk `chunk` of row `row`: neighbouring rows start in other banks.
@@ -69,7 +69,6 @@ struct Unit {
   int entries;  ///< blocks of this pass
   int token_sink;
   const std::int32_t* list;  ///< null: those below, then those from window_begin on
-  const std::uint32_t* handed;  ///< when set, where the entries of `list` appear one by one
   int sink;                  ///< leading blocks
   int window_begin;
 };
@@ -83,7 +82,6 @@ __device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
   unit.tokens = a.cache.lengths[unit.sequence];
   unit.entries = (unit.tokens + a.cache.block - 1) / a.cache.block;
   unit.list = nullptr;
-  unit.handed = nullptr;
   unit.token_sink = 0;
   unit.sink = unit.entries;
   unit.window_begin = 0;
@@ -106,12 +104,6 @@ __device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
   const bool planned = kind == Kind::kSelected && plan.scored >= 0;
   unit.entries = planned ? plan.scored : list.counts[set] - forced;
   unit.list = list.blocks + static_cast<std::int64_t>(set) * list.capacity + forced;
-  if (planned) {
-    const std::uint32_t half = load_relaxed(a.blocks.handover.half + unit.sequence);
-    unit.handed = a.blocks.handover.lists +
-                  static_cast<std::int64_t>(half * a.cache.batch + unit.sequence) * list.capacity +
-                  forced;
-  }
   return unit;
 }
 
@@ -156,6 +148,14 @@ struct Scan {
   Deal deal;
 };
 
+/// Thread blocks that take part when none gets parts of two units; 0 where that idles too many.
+__device__ inline int even_shares(const Arguments& a) {
+  const int grid = static_cast<int>(gridDim.x);
+  const int units = a.cache.batch * a.units;
+  const int even = grid / units * units;
+  return even * 10 >= grid * 9 ? even : 0;
+}
+
 __device__ inline Scan scan_units(const Arguments& a, int pass) {
   const int lane = threadIdx.x % 32;
   const int units = a.cache.batch * a.units;
@@ -174,10 +174,8 @@ __device__ inline Scan scan_units(const Arguments& a, int pass) {
   }
   scan.before = sum - scan.mine;
   scan.deal.total = __shfl_sync(0xffffffffu, sum, 31);
-  // Where that idles few thread blocks, none gets parts of two units.
-  const int grid = static_cast<int>(gridDim.x);
-  const int aligned = grid / units * units;
-  scan.deal.shares = min(aligned * 10 >= grid * 9 ? aligned : grid, scan.deal.total);
+  const int even = even_shares(a);
+  scan.deal.shares = min(even > 0 ? even : static_cast<int>(gridDim.x), scan.deal.total);
   scan.deal.each = scan.deal.total / scan.deal.shares;
   scan.deal.extra = scan.deal.total - scan.deal.each * scan.deal.shares;
   return scan;
@@ -203,6 +201,16 @@ __device__ inline int slot_of(const Arguments& a, int pass, int unit_index, cons
     return passes_of(a) * 2 * grid + pass * a.cache.batch * a.units + unit_index;
   }
   return pass * 2 * grid + 2 * share + (share == parts.first ? 1 : 0);
+}
+
+/// Whether every thread block has tiles of one unit alone, the same in both passes, or none: its
+/// running softmax then goes on from the forced blocks to the others.
+__device__ inline bool joins_passes(const Arguments& a) {
+  if (a.blocks.kind != DecodeBlocks::Kind::kSelected || a.cache.batch > 1) return false;
+  const DecodePlan plan = decode_plan(a.blocks.budget, a.cache.lengths[0], a.cache.block);
+  const int each = even_shares(a) / a.units;  // thread blocks of a unit
+  const int fewest = min(forced_blocks(plan), plan.scored) * (a.cache.block / kTile);
+  return each > 0 && fewest >= each;
 }
 
 /// Running softmax of one warp for kTiles * 8 query heads, the columns of its matrix products: keys
@@ -404,14 +412,8 @@ class Fetcher {
     if (index >= unit_.entries) return;
     int j = index;
     int limit = unit_.tokens;
-    if (unit_.handed != nullptr) {
-      std::uint32_t entry;
-      do {
-        entry = load_relaxed(unit_.handed + shuffled(index, unit_.entries));
-      } while (entry == kEmptyEntry);
-      j = static_cast<int>(entry);
-    } else if (unit_.list != nullptr) {
-      j = __ldcg(unit_.list + index);
+    if (unit_.list != nullptr) {
+      j = __ldcg(unit_.list + (a_.guesses > 0 ? shuffled(index, unit_.entries) : index));
       if (j < 0) {
         j = ~j;
         limit = min(limit, unit_.token_sink);
@@ -587,7 +589,7 @@ __device__ inline bool arrive(const Arguments& a, int unit_index, int added, int
 }
 
 template <class T, int kDim, int kTiles>
-__global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
+__global__ void __maxnreg__(Ring<kDim>::kRegisters)
     decode_attention_kernel(const __grid_constant__ Arguments a) {
   constexpr int kStages = Ring<kDim>::kStages;
   extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -605,6 +607,9 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
   int unit_last[2] = {-1, -1};
   int known_unit = -1;  // whose shares in the two passes are these
   Parts known[2];
+  const bool joined = joins_passes(a);
+  Softmax<kDim, kTiles> state;
+  state.reset();
 #pragma unroll 1
   for (int pass = 0; pass < passes; ++pass) {
     // Only a threshold leaves the number of scored blocks open.
@@ -630,17 +635,18 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
 
       std::uint32_t q[kTiles][kDim / 16][2];
       load_query<T, kDim, kTiles>(a, unit_index, q);
-      Softmax<kDim, kTiles> state;
-      state.reset();
       const Parts parts = {scan.deal.share_of(unit_begin),
                            scan.deal.share_of(unit_begin + tiles - 1)};
       if (pass + 1 == passes) {
         let_next_grid_start();
         known_unit = unit_index;
         known[1] = parts;
-        if (passes == 2) known[0] = parts_of(a, scans[0], 0, unit_index);
+        if (passes == 2 && !joined) known[0] = parts_of(a, scans[0], 0, unit_index);
       }
-      if (pass == 1) guess_selection<T, kDim>(a, unit, share - parts.first, parts.count());
+      if (pass == 1) {
+        guess_selection<T, kDim>(a, unit, share - parts.first, parts.count());
+        wait_for_grid_before();
+      }
       Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
       // Copies run kStages - 1 tiles ahead; beside a selection one, which is enough to keep memory
       // busy: what queues up beyond that, the selection's loads would have to wait for.
@@ -668,6 +674,9 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
           stage = stage + 1 == kStages ? 0 : stage + 1;
         }
       }
+      begin = unit_begin + last;
+      unit_begin += tiles;
+      if (pass == 0 && joined) continue;  // nothing of the rings is under way but what has come
       copy_async_wait<0>();
       __syncthreads();
 
@@ -722,8 +731,7 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
         }
       }
       __syncthreads();  // the rings are free again
-      begin = unit_begin + last;
-      unit_begin += tiles;
+      state.reset();
     }
     scans[1] = scan;
     if (pass + 1 < passes) {
@@ -734,7 +742,6 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
     }
   }
 
-  wait_for_grid_before();  // whoever waits for this kernel waits for that one, too
   // Whoever completes the parts of a unit joins them.
   const bool has_first = unit_last[0] >= 0;
   const bool has_last = unit_last[1] >= 0;
@@ -744,13 +751,13 @@ __global__ void __launch_bounds__(kThreads, Ring<kDim>::kRegisterShare)
                                       : min(unit_first[0], unit_first[1]);
 #pragma unroll 1
   for (int u = units_begin; u <= max(unit_last[0], unit_last[1]); ++u) {
-    const bool before = u >= unit_first[0] && u <= unit_last[0];
+    const bool before = !joined && u >= unit_first[0] && u <= unit_last[0];
     const bool now = has_last && u >= unit_first[1] && u <= unit_last[1];
     if (!before && !now) continue;
     Parts forced = known[0];
     Parts others = known[1];
     if (u != known_unit) {
-      if (passes == 2) forced = parts_of(a, scans[0], 0, u);
+      if (passes == 2 && !joined) forced = parts_of(a, scans[0], 0, u);
       others = parts_of(a, scans[1], passes - 1, u);
     }
     if (passes == 1 && others.count() == 1) continue;  // its result is written
@@ -832,7 +839,7 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
   a.kv_divisor = a.units / cache.kv_heads;
   a.scale_log2 =
       static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(cache.head_dim)));
-  a.guesses = guesses_;
+  a.guesses = blocks.kind == Kind::kSelected ? guesses_ : 0;
   a.partial = partial_.data();
   a.partial_ml = reinterpret_cast<float2*>(partial_ml_.data());
   a.arrivals = arrivals_.data();

@@ -49,14 +49,6 @@ struct DecodeList {
   int capacity = 0;
 };
 
-/// How a selection hands over its list block by block while it still runs: lists[half][s * capacity
-/// + i] takes the place of entry i of sequence s, and is kEmptyEntry until that is known.
-struct DecodeHandover {
-  const std::uint32_t* lists = nullptr;  ///< [2, batch, capacity]
-  const std::uint32_t* half = nullptr;   ///< [batch] which of the two; set before the list is begun
-};
-inline constexpr std::uint32_t kEmptyEntry = 0xffffffffu;
-
 /// Which blocks a launch attends to.
 struct DecodeBlocks {
   enum class Kind {
@@ -67,7 +59,6 @@ struct DecodeBlocks {
   };
   Kind kind = Kind::kDense;
   DecodeList list;
-  DecodeHandover handover;  ///< kSelected
   DecodeBudget budget;      ///< kSelected, and the token-level sink of kList
   bool token_sink = false;  ///< kList: whether the list has partly visible blocks
 };

@@ -80,9 +80,6 @@ __device__ inline std::uint32_t load_relaxed(const std::uint32_t* from) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
   return x;
 }
-__device__ inline void store_relaxed(std::uint32_t* to, std::uint32_t x) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
-}
 __device__ inline void store_relaxed(float* to, float x) {
   asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
 }

@@ -72,8 +72,6 @@ struct Arguments {
   unsigned long long* sums;
   float* states;
   unsigned long long* kept;
-  std::uint32_t* handed;
-  std::uint32_t* halves;
   unsigned* launches;
   float* scores;
   std::int32_t* blocks;
@@ -171,7 +169,6 @@ __device__ void empty_exchange(const Arguments& a, const Step& s, int thread, in
   const int states = a.walks ? a.degree * a.capacity : 0;
   fill(reinterpret_cast<std::uint32_t*>(a.states + exchange_base(a, s, other, states)), states,
        kEmpty);
-  fill(a.handed + exchange_base(a, s, other, a.capacity), a.capacity, kEmptyEntry);
   if (s.member == 0 && thread == 0) a.kept[other * a.cache.batch + s.sequence] = 0;
 }
 
@@ -227,54 +224,55 @@ __device__ inline Task make_task(const Arguments& a, const Step& s, int index) {
   return t;
 }
 
-/// Starts the copies of a task's queries and keys. Half of the warps make what is new in them, the
-/// queries of this token and the mean of the current block with this token's key; the others call
-/// meanwhile(thread of kThreads / 2). Does not wait for the copies.
-template <class T, int kDim, class Meanwhile>
-__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles,
-                          Meanwhile&& meanwhile) {
+/// Half of the warps make what is new in a task, the queries of this token and the mean of the
+/// current block with this token's key, whose loads come first of all: the row of the cache is the
+/// coldest memory of a step. The others start the copies of the task's queries and keys. Does not
+/// wait for the copies.
+template <class T, int kDim>
+__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles) {
+  constexpr int kTransforming = 8;  // warps
+  constexpr int kCopying = kThreads - 32 * kTransforming;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  // rank / 8 chunks of 16 bytes a row, a power of two that divides the number of threads.
-  const int shift = __ffs(a.rank) - 4;
-  const int chunk = threadIdx.x & ((1 << shift) - 1);
-  const int first_row = threadIdx.x >> shift;
-  const int row_step = kThreads >> shift;
-  const int rows = min(kQueryRows, a.group * a.window - t.row_begin);
   const std::int64_t first_query =
       (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group) * a.window;
-  const int slot = (s.tokens - 1) % a.window;
-  const __half* from = a.queries + (first_query + t.row_begin) * a.rank + chunk * 8;
-  const auto place = [&](int row) { return row - quotient(row, a.window) * a.window; };
-#pragma unroll 1
-  for (int row = first_row; row < kQueryRows; row += row_step) {
-    const int w = place(t.row_begin + row);
-    const bool valid = row < rows && w < s.queries;
-    if (row >= rows || w != slot) {  // the slot is this token's
-      copy_async_16(tiles.queries + swizzled(row, chunk, a.rank), from + (valid ? row * a.rank : 0),
-                    valid);
-    }
-  }
   const std::int64_t first_key =
       (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * a.capacity +
       t.key_begin;
-  const __half* keys = a.keys + first_key * a.rank + chunk * 8;
+  const int slot = (s.tokens - 1) % a.window;
+  if (warp >= kTransforming) {
+    // rank / 8 chunks of 16 bytes a row, a power of two that divides the number of threads.
+    const int shift = __ffs(a.rank) - 4;
+    const int thread = static_cast<int>(threadIdx.x) - 32 * kTransforming;
+    const int chunk = thread & ((1 << shift) - 1);
+    const int first_row = thread >> shift;
+    const int row_step = kCopying >> shift;
+    const __half* keys = a.keys + first_key * a.rank + chunk * 8;
 #pragma unroll 1
-  for (int row = first_row; row < s.task_keys; row += row_step) {
-    if (t.key_begin + row == s.current) continue;
-    const bool valid = row < t.keys;
-    copy_async_16(tiles.keys + swizzled(row, chunk, a.rank), keys + (valid ? row * a.rank : 0),
-                  valid);
+    for (int row = first_row; row < s.task_keys; row += row_step) {
+      if (t.key_begin + row == s.current) continue;
+      const bool valid = row < t.keys;
+      copy_async_16(tiles.keys + swizzled(row, chunk, a.rank), keys + (valid ? row * a.rank : 0),
+                    valid);
+    }
+    const int rows = min(kQueryRows, a.group * a.window - t.row_begin);
+    const __half* from = a.queries + (first_query + t.row_begin) * a.rank + chunk * 8;
+#pragma unroll 1
+    for (int row = first_row; row < kQueryRows; row += row_step) {
+      const int all = t.row_begin + row;
+      const int w = all - quotient(all, a.window) * a.window;
+      const bool valid = row < rows && w < s.queries;
+      if (row >= rows || w != slot) {  // the slot is this token's
+        copy_async_16(tiles.queries + swizzled(row, chunk, a.rank), from + (valid ? row * a.rank : 0),
+                      valid);
+      }
+    }
+    copy_async_commit();
+    return;
   }
-  copy_async_commit();
 
   // Vectors that are new, one a warp: the key (number 0), and the query heads of this task.
   constexpr int kEach = kDim / 32;
-  constexpr int kTransforming = 8;  // warps
-  if (warp >= kTransforming) {
-    meanwhile(static_cast<int>(threadIdx.x) - 32 * kTransforming);
-    return;
-  }
   float* buffer = tiles.scratch + warp * kDim;
   const int head_begin = quotient(t.row_begin, a.window);
   const int head_end = min(quotient(t.row_begin + kQueryRows + a.window - 1, a.window), a.group);
@@ -765,18 +763,13 @@ __device__ inline void multiply_columns(const __half* from, int count, int strid
   }
 }
 
-/// Writes this thread block's share of the list, for those who read it when it is complete and for
-/// those who wait for its entries.
+/// Writes this thread block's share of the list.
 __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePlan& plan,
                               const float* scores, const float* free_scores) {
   const int lane = threadIdx.x % 32;
   std::int32_t* list = a.blocks + static_cast<std::int64_t>(s.sequence) * a.capacity;
-  std::uint32_t* handed = a.handed + exchange_base(a, s, s.half, a.capacity);
   int kept = rank_blocks(plan, s.blocks, s.column_begin, s.column_end, kWarps, scores, free_scores,
-                         [&](int place, int entry) {
-                           store_relaxed(handed + place, static_cast<std::uint32_t>(entry));
-                           list[place] = entry;
-                         });
+                         [&](int place, int entry) { list[place] = entry; });
   if (plan.scored >= 0) return;  // as many as planned
   kept = __reduce_add_sync(0xffffffffu, lane == 0 ? kept : 0);
   if (lane == 0) {
@@ -793,7 +786,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
 template <class T, int kDim>
 // Registers: beside these warps, each quarter of a multiprocessor has room for one warp of the
 // attention kernel, which runs at the same time.
-__global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ Arguments a) {
+__global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   // First the transform's buffers, then the statistics, then the walk's sums.
   __shared__ union {
@@ -802,6 +795,7 @@ __global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ 
     float walk[2][kWarps][kColumns];
   } scratch;
   wait_for_grid_before();
+  let_next_grid_start();  // it takes longer to come to its loads than these do
   const Step s = make_step(a);
   const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
   Tiles tiles;
@@ -815,50 +809,35 @@ __global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ 
   columns.resident = a.resident;
   columns.capacity = a.capacity;
 
-  // Each of `warps` some of this thread block's columns of A, `stride` elements at a time by each
-  // lane.
-  const auto each_piece = [&](int warp, int warps, int count, int stride, auto&& use) {
+  const int owned = s.column_end - s.column_begin;
+  // Columns of A to the room of the keys, when that is free: a warp takes one at a time.
+  const auto start_columns = [&] {
+    const int warp = threadIdx.x / 32;
 #pragma unroll 1
-    for (int k = warp; a.walks && k < count; k += warps) {
-#pragma unroll 1
-      for (int i = threadIdx.x % 32 * stride; i < (s.blocks + 31) / 32 * 32; i += 32 * stride) {
-        use(k, i, columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity + i);
+    for (int k = warp; a.walks && k < min(owned, a.resident); k += kWarps) {
+      const __half* from =
+          columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
+      __half* to = columns.shared + k * (a.capacity + kColumnPad);
+#pragma unroll 4
+      for (int i = threadIdx.x % 32 * 8; i < (s.blocks + 31) / 32 * 32; i += 256) {
+        copy_async_16(to + i, from + i, i < s.blocks);
       }
     }
-  };
-  const int owned = s.column_end - s.column_begin;
-  // Columns of A to the room of the keys, when that is free.
-  const auto start_columns = [&] {
-    each_piece(
-        threadIdx.x / 32, kWarps, min(owned, a.resident), 8, [&](int k, int i, const __half* from) {
-          copy_async_16(columns.shared + k * (a.capacity + kColumnPad) + i, from, i < s.blocks);
-        });
     copy_async_commit();
   };
-  // The next kernel starts when all thread blocks have said so, and then looks for the list.
-  const auto start_next = [&](bool mine) {
-    if (!mine) return;
-    if (s.member == 0) {
-      store_relaxed(a.halves + s.sequence, static_cast<std::uint32_t>(s.half));
-      fence_gpu();
-    }
-    let_next_grid_start();
-  };
-  // What has time while the first task's keys are on their way.
-  const auto meanwhile = [&](int thread) {
-    start_next(thread == 0);  // not earlier: its loads would compete with the keys'
-    // What the walk will read, to L2.
-    each_piece(thread / 32, kWarps / 2, owned, 64,
-               [&](int, int, const __half* from) { prefetch_l2(from); });
+  // What has time while other thread blocks' statistics come.
+  const auto meanwhile = [&] {
     const Kept kept(a, s);
 #pragma unroll 1
-    for (int i = thread * 32; i < s.blocks; i += kThreads / 2 * 32) {
+    for (int i = threadIdx.x * 32; i < s.blocks; i += kThreads * 32) {
       prefetch_l2(a.row_sum_rounded + kept.in + i);
       prefetch_l2(a.column + kept.in + i);
       prefetch_l2(a.row + kept.in + i);
     }
-    if (thread * 16 < owned) prefetch_l2(a.row_sum + kept.in + s.column_begin + thread * 16);
-    empty_exchange(a, s, thread, kThreads / 2);
+    if (static_cast<int>(threadIdx.x) * 16 < owned) {
+      prefetch_l2(a.row_sum + kept.in + s.column_begin + threadIdx.x * 16);
+    }
+    empty_exchange(a, s, threadIdx.x, kThreads);
   };
   // Scores of the window against the blocks: first the statistics that the softmax over all blocks
   // needs, then the probabilities. Where every thread block has one task at most, the exponentials
@@ -871,10 +850,7 @@ __global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ 
 #pragma unroll 1
     for (int task = s.member; task < s.tasks; task += s.members) {
       const Task t = make_task(a, s, task);
-      load_task<T, kDim>(a, s, t, tiles, [&](int thread) {
-        if (fresh) meanwhile(thread);
-      });
-      fresh = false;
+      load_task<T, kDim>(a, s, t, tiles);
       copy_async_wait<0>();
       __syncthreads();
       score_task(a, t, tiles, p);
@@ -882,11 +858,12 @@ __global__ void __maxnreg__(80) decode_selection_kernel(const __grid_constant__ 
       __syncthreads();
       if (round == 0) publish_statistics(a, s, task, scratch.statistics);
       if (once) start_columns();
+      if (fresh) meanwhile();
+      fresh = false;
       if (once || round == 1) add_probabilities(a, s, t, task, p, scratch.statistics);
       if (!once) __syncthreads();  // the next task needs the scratch
     }
   }
-  if (fresh) start_next(threadIdx.x == 0);  // no task
   if (!once || fresh) start_columns();
 
   Vectors vectors;
@@ -1130,8 +1107,6 @@ struct DecodeSelector::Launch {
     a.sums = s.sums_.data();
     a.states = s.states_.data();
     a.kept = s.kept_.data();
-    a.handed = s.handed_.data();
-    a.halves = s.halves_.data();
     a.launches = s.launches_.data();
     a.scores = s.scores_.data();
     a.blocks = s.blocks_.data();
@@ -1234,9 +1209,6 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   sums_ = zeros<unsigned long long>(2 * batch * capacity);
   states_ = empty(walks_ ? 2 * batch * capacity * static_cast<std::size_t>(shape.degree) : 4);
   kept_ = zeros<unsigned long long>(2 * batch);
-  handed_ = DeviceBuffer<std::uint32_t>(2 * batch * capacity);
-  check(cudaMemset(handed_.data(), 0xff, handed_.bytes()), "clearing of the decode state");
-  halves_ = zeros<std::uint32_t>(batch);
   launches_ = zeros<unsigned>(batch);
   scores_ = zeros<float>(batch * capacity);
   blocks_ = zeros<std::int32_t>(batch * capacity);
@@ -1288,8 +1260,6 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
 DecodeList DecodeSelector::list() const {
   return {blocks_.data(), counts_.data(), 1, shape_.capacity};
 }
-
-DecodeHandover DecodeSelector::handover() const { return {handed_.data(), halves_.data()}; }
 
 std::size_t DecodeSelector::bytes() const {
   return transition_.bytes() + row_sum_.bytes() + row_sum_rounded_.bytes() + column_.bytes() +

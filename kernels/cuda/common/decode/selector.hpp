@@ -71,8 +71,6 @@ class DecodeSelector {
   /// The selection of the last step, one set: the forced blocks (sink, window) first, then the
   /// others by score, best first.
   DecodeList list() const;
-  /// The same list while it is made, for the kernel that follows run() in the stream.
-  DecodeHandover handover() const;
   const DecodeBudget& budget() const { return shape_.budget; }
   /// Scores [batch, capacity] of the last step (the walk's final row).
   const float* scores() const { return scores_.data(); }
@@ -121,8 +119,6 @@ class DecodeSelector {
   DeviceBuffer<unsigned long long> sums_;  ///< [2, batch, capacity]
   DeviceBuffer<float> states_;             ///< [2, batch, degree, capacity]
   DeviceBuffer<unsigned long long> kept_;  ///< [2, batch]
-  DeviceBuffer<std::uint32_t> handed_;     ///< [2, batch, capacity] the list
-  DeviceBuffer<std::uint32_t> halves_;     ///< [batch] the half that a launch uses
   DeviceBuffer<unsigned> launches_;        ///< [batch]
   DeviceBuffer<float> scores_;
   DeviceBuffer<std::int32_t> blocks_;  ///< [batch, capacity]

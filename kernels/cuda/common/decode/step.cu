@@ -26,7 +26,6 @@ void DecodeStep::enqueue(const KvCache& cache, const void* q, DecodeSelector* se
     blocks.kind = DecodeBlocks::Kind::kSelected;
     blocks.budget = selector->budget();
     blocks.list = selector->list();
-    blocks.handover = selector->handover();
   }
   attention_.run(cache, q, blocks, out, lse, stream);
 }
