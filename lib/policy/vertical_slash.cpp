@@ -35,7 +35,8 @@ struct VerticalSlashOptions : ScoreOptions {
     add_unit(
         set, unit,
         "token: verticals of single keys and slashes of blocks, as in the paper, where "
-        "forced=sink_block stands for the first 30 keys and 100 distances; block: whole blocks");
+        "forced=sink_block stands for the first 30 keys and 100 distances; block: whole blocks, "
+        "which budget=top_p needs");
     add_selection(set);
     add_budget(set);
     set.add("last_q", last_q, 1, kNoLimit, "queries at the end of the prompt that find the lines");

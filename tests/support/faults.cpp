@@ -104,9 +104,10 @@ std::size_t part(std::size_t count) {
 }
 
 template <class Call>
-int opened(const char* path, Call&& call) {
+int opened(const char* path, int flags, Call&& call) {
   if (!concerns(path)) return call();
-  if (fails(Kind::kRoomAndWaits)) return -1;
+  const bool reads = (flags & O_ACCMODE) == O_RDONLY && (flags & O_CREAT) == 0;
+  if (fails(reads ? Kind::kWaits : Kind::kRoomAndWaits)) return -1;
   return watch(call(), true);
 }
 
@@ -143,7 +144,7 @@ int open(const char* path, int flags, ...) {
   const mode_t mode = mode_of(flags, arguments);
   va_end(arguments);
   static const auto real = next(&open, "open");
-  return opened(path, [&] { return real(path, flags, mode); });
+  return opened(path, flags, [&] { return real(path, flags, mode); });
 }
 
 int open64(const char* path, int flags, ...) {
@@ -152,12 +153,12 @@ int open64(const char* path, int flags, ...) {
   const mode_t mode = mode_of(flags, arguments);
   va_end(arguments);
   static const auto real = next(&open64, "open64");
-  return opened(path, [&] { return real(path, flags, mode); });
+  return opened(path, flags, [&] { return real(path, flags, mode); });
 }
 
 int mkstemp(char* name) {
   static const auto real = next(&mkstemp, "mkstemp");
-  return opened(name, [&] { return real(name); });
+  return opened(name, O_RDWR | O_CREAT, [&] { return real(name); });
 }
 
 int mkdir(const char* path, mode_t mode) {
