@@ -53,6 +53,21 @@ std::string enumerate(const std::vector<std::string>& parts) {
   return text;
 }
 
+/// "5%, 10% and 20% to 40%": the places `chosen` of `names`, ascending, with three or more that
+/// follow each other by their ends.
+std::string enumerate_runs(const std::vector<std::string>& names,
+                           const std::vector<std::size_t>& chosen) {
+  std::vector<std::string> parts;
+  for (std::size_t i = 0, end = 0; i < chosen.size(); i = end) {
+    end = i + 1;
+    while (end < chosen.size() && chosen[end] == chosen[end - 1] + 1) ++end;
+    if (end - i < 3) end = i + 1;
+    parts.push_back(names[chosen[i]]);
+    if (end - i > 1) parts.back() += " to " + names[chosen[end - 1]];
+  }
+  return enumerate(parts);
+}
+
 std::string milliseconds(double seconds) {
   return fixed(1e3 * seconds, seconds < 0.01 ? 2 : seconds < 0.1 ? 1 : 0) + " ms";
 }
@@ -157,39 +172,54 @@ class TraceFindings {
     return report_.number(*row.json, path);
   }
 
+  /// "+0.2, +0.3 and +0.4", or the least and the most of more.
+  static std::string sizes(std::vector<double> gains) {
+    constexpr std::size_t kFew = 4;
+    if (gains.size() > kFew) {
+      const auto [least, most] = std::minmax_element(gains.begin(), gains.end());
+      return points(*least) + " to " + points(*most);
+    }
+    std::vector<std::string> texts;
+    for (double gain : gains) texts.push_back(points(gain));
+    return enumerate(texts);
+  }
+
   Finding against_sink_window(const std::vector<TraceRow>& rows, const std::string& method,
                               const std::string& phase) const {
-    std::map<std::string, std::vector<std::string>> densities;  // by verdict
-    std::vector<std::string> gains;
+    std::vector<std::string> densities;
+    std::map<std::string, std::vector<std::size_t>> places;  // of densities, by verdict
+    std::vector<double> gains;
     for (const TraceRow& row : rows) {
       const auto verdict = report_.text(*row.json, "versus_sink_window.verdict");
       if (!verdict) continue;
-      densities[*verdict].push_back(percent(*row.density));
+      places[*verdict].push_back(densities.size());
+      densities.push_back(percent(*row.density));
       const auto gain = value(row, "versus_sink_window.mass_recall_difference.mean");
-      if (*verdict == "better" && gain) gains.push_back(points(*gain));
+      if (*verdict == "better" && gain) gains.push_back(*gain);
     }
+    const auto at = [&](const char* verdict) { return enumerate_runs(densities, places[verdict]); };
     const std::string begin = "In " + phase + ", " + code(method);
     if (densities.empty()) {
       return {Tone::kNeutral,
               begin + " was not compared with `sink_window`, which is not in this run."};
     }
-    const std::vector<std::string> better = densities["better"];
     std::vector<std::string> rest;
-    if (!densities["tied"].empty()) rest.push_back("tied at " + enumerate(densities["tied"]));
-    if (!densities["worse"].empty()) rest.push_back("worse at " + enumerate(densities["worse"]));
+    for (const char* verdict : {"tied", "worse"}) {
+      if (!places[verdict].empty()) rest.push_back(std::string(verdict) + " at " + at(verdict));
+    }
     const std::string plain = "keeping only the first and the latest blocks (`sink_window`)";
-    if (better.empty()) {
+    if (places["better"].empty()) {
       return {Tone::kBad,
               begin + " is no better than " + plain + ": " + enumerate(rest) + " density."};
     }
-    const std::string size = "(" + enumerate(gains) + " points)";
+    const std::string size = "(" + sizes(std::move(gains)) + " points)";
     if (rest.empty()) {
       return {Tone::kGood, begin + " keeps more attention mass than " + plain + " at " +
-                               enumerate(better) + " density " + size + "."};
+                               at("better") + " density " + size + "."};
     }
     return {Tone::kMixed, begin + " keeps more attention mass than " + plain + " only at " +
-                              enumerate(better) + " density " + size + "; it is " +
-                              enumerate(rest) + "."};
+                              at("better") + " density " + size + "; it is " + enumerate(rest) +
+                              "."};
   }
 
   /// Quality, loss and time at one density.
@@ -216,7 +246,8 @@ class TraceFindings {
       };
       std::string parts;
       const auto add = [&](const char* name, const std::string& noun) {
-        const double loss = value(row, ("attribution.mean." + std::string(name)).c_str()).value_or(0);
+        const double loss =
+            value(row, ("attribution.mean." + std::string(name)).c_str()).value_or(0);
         parts += (parts.empty() ? "" : ", ") + cost(loss, noun);
       };
       if (value(row, "attribution.mean.key_pooling")) {

@@ -155,6 +155,28 @@ TEST_F(ReportFileTest, AMethodThatIsNoBetterIsSaidToBeNoBetter) {
   EXPECT_EQ(first_finding(read(json)).tone, Tone::kNeutral);
 }
 
+// Many densities are named by the ends of their runs.
+TEST_F(ReportFileTest, ManyDensitiesAreShort) {
+  Json json = trace_report({{"a.h5", "aa"}});
+  json["cells"] = Json::array();
+  for (int i = 1; i <= 10; ++i) {
+    json["cells"].push_back(trace_cell("sink_window", i / 20.0, 0.5));
+    json["cells"].push_back(trace_cell("sketchwalk", i / 20.0, 0.6, "better", i / 100.0));
+  }
+  const Finding all = first_finding(read(json));
+  EXPECT_NE(all.text.find(" at 5% to 50% density (+1.0 to +10.0 points)."), std::string::npos)
+      << all.text;
+  for (const int i : {2, 3, 9}) {  // 10%, 15% and 45%
+    json["cells"][2 * i - 1] = trace_cell("sketchwalk", i / 20.0, 0.5, "tied", 0.0);
+  }
+  json["cells"][19] = trace_cell("sketchwalk", 0.5, 0.5, "worse", -0.1);
+  const Finding some = first_finding(read(json));
+  EXPECT_NE(some.text.find(" only at 5% and 20% to 40% density (+1.0 to +8.0 points); it is tied "
+                           "at 10%, 15% and 45% and worse at 50%."),
+            std::string::npos)
+      << some.text;
+}
+
 TEST_F(ReportFileTest, BaselinesAreNotPraised) {
   Json json = trace_report({{"a.h5", "aa"}});
   json["cells"] = {trace_cell("sink_window", 0.1, 0.5),

@@ -60,7 +60,7 @@ function verdictMatrix(parent, title, caption, cellsOf, key, baseline, digits) {
     const table = make("table", { class: "matrix" }, make("thead", {}, make("tr", {}, make("th", { class: "method text" }, "Method"),
       ...densities.map((d) => make("th", { scope: "col" }, percent(d))))), make("tbody"));
     for (const method of distinct(cells.map((c) => c.method))) {
-      const row = make("tr", {}, make("td", { class: "method text" }, method));
+      const row = make("tr", {}, make("td", { class: "method text" }, ...breakable(method)));
       for (const density of densities) {
         const cell = cells.find((c) => c.method === method && c.density === density);
         const td = make("td");
@@ -358,7 +358,7 @@ function profileFigures(parent, report) {
   if (report.crossovers.length) {
     const table = make("table", {}, make("thead", {}, make("tr", {}, ...["Phase", "Method", "Density", "Code", "Quicker than dense from"].map((t, i) => make("th", { class: i === 1 ? "method text" : "text" }, t)))), make("tbody"));
     for (const c of report.crossovers) {
-      table.tBodies[0].append(make("tr", {}, make("td", { class: "text" }, c.phase), make("td", { class: "method text" }, c.method), make("td", { class: "text" }, c.density === null ? "–" : percent(c.density)),
+      table.tBodies[0].append(make("tr", {}, make("td", { class: "text" }, c.phase), make("td", { class: "method text" }, ...breakable(c.method)), make("td", { class: "text" }, c.density === null ? "–" : percent(c.density)),
         make("td", { class: "long text" }, c.implementation), make("td", { class: "text" }, c.tokens === null ? "not within the lengths measured" : `${c.tokens} tokens`)));
     }
     grid.append(make("figure", { class: "wide" }, make("h4", {}, "Where sparse begins to win"), make("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Crossover lengths" }, table),

@@ -66,6 +66,11 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// A method that may break after the marks between its options, and not within a word.
+function breakable(method) {
+  return String(method).split(/(?<=[:,])/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
+}
+
 // A labelled choice; options are values or [value, label] pairs. Calls changed(value).
 function choice(label, options, chosen, changed) {
   const pairs = options.map((o) => (Array.isArray(o) ? o : [o, String(o)]));

@@ -207,9 +207,10 @@ function drawBars(host, width, { label, rows, parts, format, ticks = format, axi
   svg.append("g").attr("class", "grid").attr("transform", `translate(0,${height - margin.bottom})`).call(d3.axisBottom(sx).ticks(width < 420 ? 4 : 7).tickSize(-(rows.length * step)).tickFormat(""));
   svg.append("g").attr("transform", `translate(0,${height - margin.bottom})`).call(d3.axisBottom(sx).ticks(width < 420 ? 4 : 7).tickFormat(ticks).tickSizeOuter(0));
   svg.append("text").attr("class", "title").attr("x", width / 2).attr("y", height - 6).attr("text-anchor", "middle").text(axisLabel);
-  if (low < 0) svg.append("line").attr("x1", sx(0)).attr("x2", sx(0)).attr("y2", rows.length * step).style("stroke", "var(--soft)");
   rows.forEach((row, r) => {
     const top = r * step;
+    // Beside the bars only, and not through their names.
+    if (low < 0) svg.append("line").attr("x1", sx(0)).attr("x2", sx(0)).attr("y1", top + 17).attr("y2", top + 36).style("stroke", "var(--soft)");
     const room = Math.floor((width - 12 - 7 * (row.note || "").length) / 6.3);
     const name = svg.append("text").attr("class", "halo").attr("x", sx(0) + 2 > width / 2 ? margin.left : Math.max(margin.left, sx(low))).attr("y", top + 14).text(row.label.length > room ? `${row.label.slice(0, Math.max(4, room - 1))}…` : row.label);
     if (row.note) name.append("tspan").attr("dx", 8).style("font-weight", 600).text(row.note);

@@ -19,6 +19,7 @@ function makeTable(parent, report) {
   const makeRow = (cell) => make("tr", { class: cell.status === "ok" ? false : cell.status }, ...columns.map((column) => {
     const td = make("td", { class: column.kind ? (column.kind === "method" ? "method text" : column.kind) : false });
     if (column.value) fillValue(td, column.value, cell);
+    else if (column.kind === "method") td.append(...breakable(textOf(column, cell)));
     else td.textContent = textOf(column, cell);
     return td;
   }));
