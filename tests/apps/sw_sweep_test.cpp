@@ -630,6 +630,58 @@ void write_synthetic_shards(const std::string& folder, std::size_t inputs, std::
   }
 }
 
+// What a journal declares becomes loops and arrays only when it is plausible.
+TEST_F(SwSweep, JournalsThatDeclareTooMuchAreRefused) {
+  const std::string folder = subfolder("hostile");
+  Report head;
+  InputRecord input;
+  input.path = "t.h5";
+  input.info.num_layers = 1;
+  input.info.num_heads = input.info.num_kv_heads = 4;
+  input.info.prefill_tokens = input.info.total_tokens = 256;
+  head.inputs = {input};
+  const auto merge = [&](const Report& declared, const std::vector<json>& entries) {
+    const std::string journal = folder + "/hostile.journal";
+    std::filesystem::remove(journal);
+    {
+      Journal writer(journal, sweep_identity(declared, "none", Shard()));
+      writer.append(begin_entry(declared));
+      for (const json& entry : entries) writer.append(entry);
+    }
+    return testing::run_command(
+        "cd '" + folder + "' && '" SW_BIN_DIR "/sw-report' merge --force out hostile.journal");
+  };
+  const auto expect_refused = [&](const CommandResult& result, const std::string& why) {
+    EXPECT_EQ(result.code, 1);
+    expect_contains(result, why);
+  };
+  for (std::int64_t TraceInfo::*field :
+       {&TraceInfo::first_layer, &TraceInfo::num_layers, &TraceInfo::num_heads,
+        &TraceInfo::total_tokens, &TraceInfo::prefill_tokens}) {
+    for (const std::int64_t value : {std::int64_t{-1}, std::int64_t{1} << 60}) {
+      Report declared = head;
+      declared.inputs[0].info.*field = value;
+      expect_refused(merge(declared, {}), "the head of the journal has ");
+    }
+  }
+  CellRecord cell;
+  cell.method = cell.name = "dense";
+  cell.layers.emplace_back();
+  for (const MetricInfo& metric : list_metrics()) cell.metric(metric.metric) = {};
+  cell.density_rows = MetricArray(1, 4, 4, 1.0f);
+  LayerEntry entry{0, {0, {cell}, {}}};
+  EXPECT_EQ(merge(head, {to_json(entry)}).code, 0);
+  json hostile = to_json(entry);
+  hostile["cells"][0]["density_rows"] = {1 << 16, 1 << 12, 1.0};
+  expect_refused(merge(head, {hostile}), "is larger than the 4 heads x 4 blocks or steps");
+  entry.part.layer = 1;
+  expect_refused(merge(head, {to_json(entry)}), "holds layer 1 of t.h5, which the sweep has not");
+  entry.part.layer = 0;
+  entry.input = 7;
+  expect_refused(merge(head, {to_json(entry)}),
+                 "holds layer 0 of input 7, which the sweep has not");
+}
+
 TEST_F(SwSweep, ManyCellsMergeInLittleTimeAndMemory) {
   const auto inputs = static_cast<std::size_t>(parameter("SW_MERGE_INPUTS", 2));  // 400 cells each
   const std::string folder = subfolder("many");
