@@ -150,30 +150,113 @@ void fill_matched(Row& row, std::span<const double> scores, const Budget& budget
   if (budget.forced != Budget::Forced::kSinkAndRecent) row.keep_best(scores, m);
 }
 
-void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) {
-  row.keep_window(1);
-  if (budget.forced != Budget::Forced::kDiagonal) row.keep_sink(1);
-  double total = 0.0;
-  double kept = 0.0;
-  std::vector<std::int64_t> free;
-  for (std::int64_t j = 0; j < row.candidates(); ++j) {
-    const double score = scores[static_cast<std::size_t>(j)];
-    assert(score >= 0.0);
-    total += score;
-    if (row.is_free(j)) {
-      free.push_back(j);
-    } else {
-      kept += score;
+/// The free candidates of a row in the order in which kTopP takes them, after what it forces, which
+/// the constructor keeps. Scores are >= 0.
+class TopPOrder {
+ public:
+  struct Entry {
+    std::int64_t candidate;
+    double before;  ///< scores of the candidates that are kept when this one's turn comes
+  };
+
+  TopPOrder(Row& row, std::span<const double> scores, const Budget& budget) {
+    row.keep_window(1);
+    if (budget.forced != Budget::Forced::kDiagonal) row.keep_sink(1);
+    double kept = 0.0;
+    for (std::int64_t j = 0; j < row.candidates(); ++j) {
+      const double score = scores[static_cast<std::size_t>(j)];
+      assert(score >= 0.0);
+      total_ += score;
+      if (row.is_free(j)) {
+        entries_.push_back({j, 0.0});
+      } else {
+        kept += score;
+      }
+    }
+    std::sort(entries_.begin(), entries_.end(), [&](const Entry& x, const Entry& y) {
+      return ranks_before(scores, x.candidate, y.candidate);
+    });
+    for (Entry& entry : entries_) {
+      entry.before = kept;
+      kept += scores[static_cast<std::size_t>(entry.candidate)];
     }
   }
-  std::sort(free.begin(), free.end(),
-            [&](std::int64_t x, std::int64_t y) { return ranks_before(scores, x, y); });
-  for (const std::int64_t j : free) {
-    const bool enough = budget.top_p < 1.0 && kept >= budget.top_p * total;
-    if (enough && row.kept() >= budget.min_blocks) break;
-    kept += scores[static_cast<std::size_t>(j)];
-    row.keep(j, part_of(scores[static_cast<std::size_t>(j)]));
+
+  const std::vector<Entry>& entries() const { return entries_; }
+  bool reaches(const Entry& entry, double share) const {
+    return share < 1.0 && entry.before >= share * total_;
   }
+  /// The share above which the row keeps this entry.
+  double share(const Entry& entry) const { return total_ > 0.0 ? entry.before / total_ : 1.0; }
+
+ private:
+  double total_ = 0.0;
+  std::vector<Entry> entries_;
+};
+
+void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) {
+  const TopPOrder order(row, scores, budget);
+  for (const TopPOrder::Entry& entry : order.entries()) {
+    if (order.reaches(entry, budget.top_p) && row.kept() >= budget.min_blocks) break;
+    row.keep(entry.candidate, part_of(scores[static_cast<std::size_t>(entry.candidate)]));
+  }
+}
+
+/// A row whose share is to be calibrated: its scores, and the pairs that a candidate before its own
+/// one and that one itself hold.
+struct ShareRow {
+  std::span<const double> scores;
+  double pairs_before;
+  double pairs_own;
+};
+
+/// The share of kTopP with which the rows together keep the number of pairs nearest to `wanted`; of
+/// two, the smaller.
+double calibrated_share(const std::vector<ShareRow>& rows, const Budget& budget, double wanted) {
+  struct Step {
+    double share;  ///< above it the candidate is kept
+    double pairs;
+  };
+  std::vector<std::vector<Step>> steps_of(rows.size());
+  std::vector<double> always(rows.size());
+  parallel_for(std::ssize(rows), [&](std::int64_t i, int) {
+    const ShareRow& from = rows[static_cast<std::size_t>(i)];
+    Row row(from.scores);
+    const TopPOrder order(row, from.scores, budget);
+    const auto pairs = [&](std::int64_t j) {
+      return j + 1 == row.candidates() ? from.pairs_own : from.pairs_before;
+    };
+    double& sum = always[static_cast<std::size_t>(i)];
+    for (std::int64_t j = 0; j < row.candidates(); ++j) {
+      if (!row.is_free(j)) sum += pairs(j);
+    }
+    std::int64_t kept = row.kept();
+    for (const TopPOrder::Entry& entry : order.entries()) {
+      if (kept++ < budget.min_blocks) {
+        sum += pairs(entry.candidate);
+      } else {
+        steps_of[static_cast<std::size_t>(i)].push_back(
+            {order.share(entry), pairs(entry.candidate)});
+      }
+    }
+  });
+  std::vector<Step> steps;
+  for (const auto& part : steps_of) steps.insert(steps.end(), part.begin(), part.end());
+  std::stable_sort(steps.begin(), steps.end(),
+                   [](const Step& x, const Step& y) { return x.share < y.share; });
+  double kept = std::accumulate(always.begin(), always.end(), 0.0);
+  double best = 1.0;
+  double best_error = std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i <= steps.size(); ++i) {
+    const bool between = i == 0 || i == steps.size() || steps[i].share > steps[i - 1].share;
+    if (between && std::abs(kept - wanted) < best_error) {
+      best_error = std::abs(kept - wanted);
+      // Between the last candidate that is kept and the first that is not.
+      best = i == steps.size() ? 1.0 : 0.5 * ((i > 0 ? steps[i - 1].share : 0.0) + steps[i].share);
+    }
+    if (i < steps.size()) kept += steps[i].pairs;
+  }
+  return best;
 }
 
 void fill_marked(Row& row, std::span<const double> scores) {
@@ -503,10 +586,49 @@ std::int64_t matched_step_blocks(double density, const BlockGeometry& geometry) 
   return std::clamp<std::int64_t>(1 + rounded_sum(step) - rounded_sum(step - 1), 1, before + 1);
 }
 
+namespace {
+
+/// kCalibrated as the kTopP that it comes to.
+Budget calibrate(const BlockScores& scores, const BlockGeometry& geometry, const Budget& budget,
+                 double density) {
+  std::vector<ShareRow> rows;
+  double causal = 0.0;
+  if (!scores.keys.empty()) {
+    if (!scores.values.empty()) throw std::logic_error("budget: not one of mixed rows");
+    for (std::int64_t g = 0; g < scores.keys.rows(); ++g) {
+      require_numbers(scores.keys.row(g), geometry.key_blocks() - 1);
+      rows.push_back({scores.keys.row(g), 1.0, 1.0});
+      causal += static_cast<double>(geometry.tokens);
+    }
+  } else {
+    const std::vector<RowSize> sizes = row_sizes(geometry);
+    for (std::int64_t i = 0; i < scores.groups * geometry.rows(); ++i) {
+      const std::int64_t own = geometry.first_row() + i % geometry.rows();
+      const RowSize& size = sizes[static_cast<std::size_t>(i % geometry.rows())];
+      const auto row = scores.values.row(i).first(static_cast<std::size_t>(own + 1));
+      require_numbers(row, own);
+      rows.push_back({row, size.queries * static_cast<double>(geometry.block), size.own});
+      causal += size.area();
+    }
+  }
+  Budget found = budget;
+  found.kind = Budget::Kind::kTopP;
+  found.top_p = calibrated_share(rows, budget, density * causal);
+  return found;
+}
+
+}  // namespace
+
 BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geometry,
                              const Budget& budget, double density, Phase phase) {
   if (budget.kind == Budget::Kind::kAll || budget.dense_phase == phase) {
     return BlockSelection::dense(geometry);
+  }
+  if (budget.kind == Budget::Kind::kCalibrated) {
+    const Budget found = calibrate(scores, geometry, budget, density);
+    BlockSelection selection = select_blocks(scores, geometry, found, density, phase);
+    selection.set_calibrated_share(found.top_p);
+    return selection;
   }
   if (!scores.keys.empty()) {
     return scores.values.empty() ? select_keys(scores.keys, geometry, budget, density)

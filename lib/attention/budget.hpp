@@ -20,7 +20,10 @@ struct Budget {
     kFixed,    ///< tau blocks a row
     kRelease,  ///< the authors' release: quantile threshold, token-level window and sink
     kTopP,     ///< the fewest blocks that hold the share `top_p` of a row's summed scores
-    kMarked,   ///< every block with a score above 0, and the row's own: the policy has decided
+    /// kTopP with the share that keeps `density` of the pairs: one share for all rows and row sets
+    /// of a layer's prefill, or for the row sets of one decode step, the nearest that there is.
+    kCalibrated,
+    kMarked,  ///< every block with a score above 0, and the row's own: the policy has decided
   };
   /// What a row keeps whatever its scores; the diagonal block always is. Of a row of single keys
   /// the same in keys: its own, the first one, and so on.
@@ -40,8 +43,9 @@ struct Budget {
   Kind kind = Kind::kMatched;
   Forced forced = Forced::kSinkAndWindow;
   Rounding rounding = Rounding::kRow;
-  /// kMatched and kTopP: fewest blocks of a row. An early row whose share rounds to one block sees
-  /// no sink, which costs a running model several nats a token there, whatever the method.
+  /// kMatched, kTopP and kCalibrated: fewest blocks of a row. An early row whose share rounds to
+  /// one block sees no sink, which costs a running model several nats a token there, whatever the
+  /// method.
   std::int64_t min_blocks = 1;
   /// kTopP, for scores >= 0: the share to reach, forced blocks included. They are the diagonal and,
   /// unless `forced` is kDiagonal, the first block. 1 keeps all.
@@ -85,8 +89,9 @@ std::int64_t matched_step_blocks(double density, const BlockGeometry& geometry);
 /// m of the budget `matched` for a decode step that selects single keys: density * tokens, rounded.
 std::int64_t matched_keys(double density, std::int64_t tokens);
 
-/// Selects the blocks and keys of every row and row set. `density` is used by kMatched, and by
-/// kFixed when tau is 0. With scores of single keys the kinds are kMatched, kTopP and kMarked, of
+/// Selects the blocks and keys of every row and row set. `density` is used by kMatched and
+/// kCalibrated, and by kFixed when tau is 0; kCalibrated leaves the share that it found in the
+/// selection. With scores of single keys the kinds are kMatched, kTopP, kCalibrated and kMarked, of
 /// which kMatched alone when blocks compete too: it then keeps the share `density` of each row's
 /// pairs, to within half a key, and a little less where early rows cannot keep as little. Throws
 /// Error(kInput) when a score is NaN.

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -54,6 +55,10 @@ class BlockSelection {
   /// Throws std::logic_error when there are single keys.
   void set_token_parts(std::int64_t window, std::int64_t sink);
 
+  /// Budget::Kind::kCalibrated: the share that was found for this selection.
+  void set_calibrated_share(double share) { calibrated_share_ = share; }
+  std::optional<double> calibrated_share() const { return calibrated_share_; }
+
   const BlockGeometry& geometry() const { return geometry_; }
   std::int64_t groups() const { return groups_; }
   std::int64_t rows() const { return geometry_.rows(); }
@@ -101,6 +106,7 @@ class BlockSelection {
   std::int64_t groups_ = 1;
   std::int64_t token_window_ = 0;
   std::int64_t token_sink_ = 0;
+  std::optional<double> calibrated_share_;
   std::vector<std::int64_t> row_ptr_{0};
   std::vector<std::int32_t> block_;
   std::vector<Part> part_;

@@ -591,6 +591,7 @@ class TraceEvaluation::State {
 
   void count(const Site& site, const BlockSelection& selection, LayerRecord& layer) const {
     layer.pairs = add(layer.pairs, count_per_head(selection, info_.num_heads));
+    if (const auto share = selection.calibrated_share()) layer.calibrated_shares.push_back(*share);
     if (site.step < 0) return;
     for (std::int64_t read : kv_tokens_read(selection, info_.num_heads, info_.num_kv_heads)) {
       layer.kv_tokens_read += read;

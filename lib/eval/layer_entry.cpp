@@ -105,8 +105,15 @@ class ArrayReader {
 
 Json layer_json(const LayerRecord& layer) {
   const auto& kept = layer.pairs.kept;
-  return {layer.sparse,         layer.pairs.causal,     kept[0], kept[1], kept[2], kept[3],
-          layer.kv_tokens_read, layer.kv_tokens_context};
+  return {layer.sparse,
+          layer.pairs.causal,
+          kept[0],
+          kept[1],
+          kept[2],
+          kept[3],
+          layer.kv_tokens_read,
+          layer.kv_tokens_context,
+          layer.calibrated_shares};
 }
 
 LayerRecord layer_from_json(const Json& json, std::int64_t index) {
@@ -117,6 +124,7 @@ LayerRecord layer_from_json(const Json& json, std::int64_t index) {
   for (std::size_t i = 0; i < kNumParts; ++i) layer.pairs.kept[i] = integer(json.at(2 + i));
   layer.kv_tokens_read = integer(json.at(6));
   layer.kv_tokens_context = integer(json.at(7));
+  json.at(8).get_to(layer.calibrated_shares);
   return layer;
 }
 

@@ -64,6 +64,8 @@ struct LayerRecord {
   DensityCount pairs;      ///< counted for each query head, all queries
   std::int64_t kv_tokens_read = 0;     ///< decode: distinct, summed over KV heads and steps
   std::int64_t kv_tokens_context = 0;  ///< decode: context, summed likewise
+  /// budget=calibrated: the share found for the prefill, or for each step.
+  std::vector<double> calibrated_shares;
 };
 
 /// One execution of the stages of one layer: a raw sample.

@@ -37,13 +37,16 @@ struct FlexPrefillOptions : ScoreOptions {
   OptionSet bind() {
     OptionSet set;
     add_selection(set);
-    set.add<Budget::Kind>("budget", budget.kind,
-                          {{"matched", Budget::Kind::kMatched},
-                           {"top_p", Budget::Kind::kTopP},
-                           {"gamma", Budget::Kind::kMarked}},
-                          "blocks of a row: by density, as many as hold the share top_p of its "
-                          "estimated mass, or the release's; the last two have their own density");
-    set.add("top_p", budget.top_p, 0.0, 1.0, true, "budget=top_p: share of the estimated mass");
+    set.add<Budget::Kind>(
+        "budget", budget.kind,
+        {{"matched", Budget::Kind::kMatched},
+         {"top_p", Budget::Kind::kTopP},
+         {"calibrated", Budget::Kind::kCalibrated},
+         {"gamma", Budget::Kind::kMarked}},
+        "blocks of a row: by density; as many as hold the share top_p of its "
+        "estimated mass; the same with the share that keeps the density, found "
+        "for each layer; or the release's. top_p and gamma have their own density");
+    set.add("top_p", budget.top_p, 0.0, 1.0, true, kTopPHelp);
     set.add("tau", tau, 0.0, 1.0, false,
             "divergence below which a head is query-aware; 0 makes all heads vertical-slash");
     set.add("gamma", gamma, 0.0, 1.0, true, "budget=gamma: share of a head's attention to cover");
@@ -149,7 +152,7 @@ class FlexPrefillPolicy final : public Policy {
   std::string name() const override { return "flexprefill"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  bool takes_density() const override { return budget().kind == Budget::Kind::kMatched; }
+  bool takes_density() const override { return options_.takes_density(); }
   Budget budget() const override { return options_.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override;

@@ -5,10 +5,24 @@
 #include <limits>
 #include <numeric>
 
+#include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "policy/registry.hpp"
 
 namespace sw {
+
+void settle_top_p(const MethodSpec& spec, Budget& budget) {
+  const auto given = [&](const char* name) {
+    return std::any_of(spec.options.begin(), spec.options.end(),
+                       [&](const auto& option) { return option.first == name; });
+  };
+  if (!given("top_p") || budget.kind == Budget::Kind::kTopP) return;
+  if (given("budget")) {
+    throw Error(ErrorKind::kUsage,
+                "method '" + spec.name + "': option 'top_p' has a meaning with budget=top_p only");
+  }
+  budget.kind = Budget::Kind::kTopP;
+}
 
 void add_granularity(OptionSet& set, Granularity& granularity) {
   set.add<Granularity>("granularity", granularity,
@@ -51,10 +65,13 @@ void ScoreOptions::add_selection(OptionSet& set) {
 
 void ScoreOptions::add_budget(OptionSet& set) {
   set.add<Budget::Kind>("budget", budget.kind,
-                        {{"matched", Budget::Kind::kMatched}, {"top_p", Budget::Kind::kTopP}},
-                        "blocks of a row: by density, or as many as hold the share top_p of the "
-                        "estimated mass, whatever the density");
-  set.add("top_p", budget.top_p, 0.0, 1.0, true, "budget=top_p: share of the estimated mass");
+                        {{"matched", Budget::Kind::kMatched},
+                         {"top_p", Budget::Kind::kTopP},
+                         {"calibrated", Budget::Kind::kCalibrated}},
+                        "what a row keeps: its density; as much as holds the share top_p of its "
+                        "estimated mass, whatever the density; or the same with the share that "
+                        "keeps the density, found for each layer (in decode: each step)");
+  set.add("top_p", budget.top_p, 0.0, 1.0, true, kTopPHelp);
 }
 
 BlockScores add_head_estimates(const ScoreContext& context, Granularity granularity,

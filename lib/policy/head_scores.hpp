@@ -38,6 +38,10 @@ struct ScoreOptions {
   void add_selection(OptionSet& set);
   /// budget and top_p: for scores that are estimates of attention mass.
   void add_budget(OptionSet& set);
+  /// Whether the budget asks for a density.
+  bool takes_density() const {
+    return budget.kind == Budget::Kind::kMatched || budget.kind == Budget::Kind::kCalibrated;
+  }
 };
 
 /// Writes the estimate of query head `head` for row `row` (of the geometry) to `mass`, one entry a

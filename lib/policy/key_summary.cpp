@@ -32,7 +32,7 @@ class SummaryPolicy final : public Policy {
   std::string name() const override { return method_.name; }
   std::string spec() const override { return method_.spec; }
   std::int64_t dense_layers() const override { return method_.options.dense_layers; }
-  bool takes_density() const override { return budget().kind == Budget::Kind::kMatched; }
+  bool takes_density() const override { return method_.options.takes_density(); }
   Budget budget() const override { return method_.options.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState&,

@@ -5,13 +5,15 @@
 // 1 - (1 - c^K)^L - L c^K (1 - c^K)^(L-1), and exp(q.k) / u over the sampled keys is an unbiased
 // estimate of the attention sum. The first 4 and the last 64 keys of the prompt and all later ones
 // are not hashed but exact.
-// Left out: the weights 1/u; what is kept is attended to exactly. The paper keeps what was sampled
-// (budget=sampled, which has a density of its own, set by K and L); budget=matched keeps the keys
-// with the largest estimated weight exp(q.k) / u, the exact ones among them, and if too few were
-// sampled, the most recent others. With unit=block a block scores the estimate over its keys.
-// The prefill attends densely, as in the paper; its dense layers 0 and 16 become the first two.
-// Cost: K L d multiply-adds a key once and a query each step, a lookup in L tables (here a
-// comparison of L codes for each key), and d for each sampled key.
+// Left out: the paper's estimator, which divides each sampled weight by u. What is kept here is
+// attended to exactly, as in every method, so that only the choice of keys is MagicPIG's: output
+// and output_error are those of exact attention over that choice, not of the paper's estimate. The
+// paper keeps what was sampled (budget=sampled, which has a density of its own, set by K and L);
+// budget=matched keeps the keys with the largest estimated weight exp(q.k) / u, the exact ones
+// among them, and if too few were sampled, the most recent others. With unit=block a block scores
+// the estimate over its keys. The prefill attends densely, as in the paper; its dense layers 0 and
+// 16 become the first two. Cost: K L d multiply-adds a key once and a query each step, a lookup in
+// L tables (here a comparison of L codes for each key), and d for each sampled key.
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -45,7 +47,7 @@ struct MagicPigOptions : ScoreOptions {
          {"sampled", Budget::Kind::kMarked}},
         "by density; as many as hold the share top_p of the estimated mass; or, as "
         "in the paper, what was sampled, and the exact keys");
-    set.add("top_p", budget.top_p, 0.0, 1.0, true, "budget=top_p: share of the estimated mass");
+    set.add("top_p", budget.top_p, 0.0, 1.0, true, kTopPHelp);
     set.add("bits", bits, 1, 16, "K, random projections of a table");
     set.add("tables", tables, 2, 4096, "L, hash tables");
     set.add("sink", sink, 0, kNoLimit, "keys at the beginning of the prompt that are exact");
@@ -165,22 +167,25 @@ class HashedKeys final : public KeySummary {
 }  // namespace
 
 PolicyEntry magicpig_entry() {
-  return {[] {
-            return MethodInfo{
-                "magicpig",
-                "decode: keys with the most attention as estimated from a sample by hashing; kept "
-                "keys are exact; the prefill attends densely; --seed chooses the projections",
-                "MagicPIG, Chen et al., arXiv 2410.16179, and the authors' release",
-                "layer, KV head or head", MagicPigOptions().bind().list()};
-          },
-          [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
-            const auto options = parse_options<MagicPigOptions>(spec);
-            return make_summary_policy({spec.name, spec_of(spec.name, options), options, 0,
-                                        [options, seed](std::int64_t block, std::int64_t dim) {
-                                          return std::make_unique<HashedKeys>(options, seed, block,
-                                                                              dim);
-                                        }});
-          }};
+  return {
+      [] {
+        return MethodInfo{
+            "magicpig",
+            "decode: keys with the most attention as estimated from a sample by hashing; the "
+            "choice only: kept keys are attended to exactly, where the paper's estimator divides "
+            "a sampled key's weight by its chance to be sampled; the prefill attends densely; "
+            "--seed chooses the projections",
+            "MagicPIG, Chen et al., arXiv 2410.16179, and the authors' release",
+            "layer, KV head or head", MagicPigOptions().bind().list()};
+      },
+      [](const MethodSpec& spec, std::uint64_t seed) -> std::unique_ptr<Policy> {
+        const auto options = parse_options<MagicPigOptions>(spec);
+        return make_summary_policy({spec.name, spec_of(spec.name, options), options, 0,
+                                    [options, seed](std::int64_t block, std::int64_t dim) {
+                                      return std::make_unique<HashedKeys>(options, seed, block,
+                                                                          dim);
+                                    }});
+      }};
 }
 
 }  // namespace sw

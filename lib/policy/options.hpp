@@ -79,6 +79,9 @@ struct MethodSpec {
 std::string canonical_spec(const std::string& name, const OptionSet& actual,
                            const OptionSet& defaults, const std::vector<std::string>& always = {});
 
+inline constexpr const char* kTopPHelp =
+    "budget=top_p, which it implies: share of the estimated mass";
+
 inline constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
 
 }  // namespace sw

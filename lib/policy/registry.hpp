@@ -38,12 +38,16 @@ PolicyEntry tova_entry();
 /// Sets every option of `spec`. An error names the method.
 void apply_options(const MethodSpec& spec, OptionSet& options);
 
+/// `top_p` alone asks for the budget of that name; with another budget it is an error.
+void settle_top_p(const MethodSpec& spec, Budget& budget);
+
 /// Options of type Options (default-constructible, with `bind`), as `spec` sets them.
 template <class Options>
 Options parse_options(const MethodSpec& spec) {
   Options options;
   OptionSet set = options.bind();
   apply_options(spec, set);
+  if constexpr (requires { options.budget; }) settle_top_p(spec, options.budget);
   return options;
 }
 

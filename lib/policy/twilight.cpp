@@ -2,11 +2,13 @@
 // whose estimated attention reaches the share top_p (0.85), estimated with keys of 4 bits. Each key
 // is quantised by its own minimum and maximum over the head dimension, in 2^bits - 1 steps. With
 // unit=block a block's weight is the sum over its keys. Left out: the selector in front
-// (Quest with a large budget), which only saves time, so the estimate sees all keys. With
-// budget=matched it is a low-bit scorer at a given density. The prefill attends densely, and the
-// first two layers do, as in the release.
-// Cost: n d multiply-adds a head and step on keys of `bits` bits: a quarter of the bytes of a dense
-// step's QK. Here the quantised keys are kept as f32.
+// (Quest with a large budget), which only saves time, so the estimate sees all keys. By default the
+// share is calibrated to the density asked for (budget=calibrated), one for all heads of a step, so
+// that what adapts is how much each head keeps; budget=top_p takes the paper's share and keeps what
+// it keeps, and with budget=matched it is a low-bit scorer at a given density. The prefill attends
+// densely, and the first two layers do, as in the release. Cost: n d multiply-adds a head and step
+// on keys of `bits` bits: a quarter of the bytes of a dense step's QK. Here the quantised keys are
+// kept as f32.
 #include <algorithm>
 #include <cmath>
 
@@ -21,7 +23,7 @@ struct TwilightOptions : ScoreOptions {
 
   TwilightOptions() {
     unit = Unit::kToken;
-    budget.kind = Budget::Kind::kTopP;
+    budget.kind = Budget::Kind::kCalibrated;
     budget.top_p = 0.85;
     budget.forced = Budget::Forced::kDiagonal;
     budget.dense_phase = Phase::kPrefill;
@@ -77,12 +79,14 @@ class QuantizedKeys final : public KeySummary {
 PolicyEntry twilight_entry() {
   return {
       [] {
-        return MethodInfo{"twilight",
-                          "decode: the fewest keys that hold the share top_p of the attention "
-                          "that keys of 4 bits predict, without a selector in front; the prefill "
-                          "attends densely",
-                          "Twilight, Lin et al., arXiv 2502.02770, and the authors' release",
-                          "layer, KV head or head", TwilightOptions().bind().list()};
+        return MethodInfo{
+            "twilight",
+            "decode: the fewest keys that hold the share top_p of the attention "
+            "that keys of 4 bits predict, without a selector in front; the share is "
+            "calibrated to the density, or given (budget=top_p; the paper: 0.85); the "
+            "prefill attends densely",
+            "Twilight, Lin et al., arXiv 2502.02770, and the authors' release",
+            "layer, KV head or head", TwilightOptions().bind().list()};
       },
       [](const MethodSpec& spec, std::uint64_t) -> std::unique_ptr<Policy> {
         const auto options = parse_options<TwilightOptions>(spec);

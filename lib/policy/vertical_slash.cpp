@@ -64,7 +64,7 @@ class VerticalSlashPolicy final : public Policy {
   std::string name() const override { return "vertical_slash"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  bool takes_density() const override { return budget().kind == Budget::Kind::kMatched; }
+  bool takes_density() const override { return options_.takes_density(); }
   Budget budget() const override {
     Budget budget = options_.budget;
     if (forces_lines()) budget.forced = Budget::Forced::kDiagonal;
@@ -148,7 +148,7 @@ PolicyEntry vertical_slash_entry() {
               throw Error(
                   ErrorKind::kUsage,
                   "method 'vertical_slash': columns and diagonals share the attention twice, "
-                  "so that budget=top_p has no meaning for them",
+                  "so that a share of their mass has no meaning",
                   "use unit=block with it");
             }
             return std::make_unique<VerticalSlashPolicy>(options);

@@ -41,7 +41,7 @@ class XAttentionPolicy final : public Policy {
   std::string name() const override { return "xattention"; }
   std::string spec() const override { return spec_of(name(), options_); }
   std::int64_t dense_layers() const override { return options_.dense_layers; }
-  bool takes_density() const override { return budget().kind == Budget::Kind::kMatched; }
+  bool takes_density() const override { return options_.takes_density(); }
   Budget budget() const override { return options_.budget; }
 
   BlockScores score_prefill(const ScoreContext& context, WalkState&, DecodeCache*) const override {

@@ -1,6 +1,8 @@
 #include "report/json_report.hpp"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <utility>
 
 #include "eval/summary.hpp"
@@ -129,6 +131,28 @@ Json comparison_json(const Summary& summary) {
           {"verdict", verdict_name(summary.versus_sink_window->verdict)}};
 }
 
+/// The parameter of a budget that was calibrated to the density; what it realises stands beside it,
+/// in realised_density.
+Json calibration_json(const CellRecord& cell) {
+  std::vector<double> all;
+  Json per_layer = Json::array();
+  for (const LayerRecord& layer : cell.layers) {
+    const std::vector<double>& shares = layer.calibrated_shares;
+    if (shares.empty()) {
+      per_layer.push_back(nullptr);
+      continue;
+    }
+    per_layer.push_back(std::accumulate(shares.begin(), shares.end(), 0.0) /
+                        static_cast<double>(shares.size()));
+    all.insert(all.end(), shares.begin(), shares.end());
+  }
+  if (all.empty()) return nullptr;
+  return {{"parameter", "top_p"},
+          {"low", *std::min_element(all.begin(), all.end())},
+          {"high", *std::max_element(all.begin(), all.end())},
+          {"per_layer", per_layer}};
+}
+
 std::string cell_id(std::size_t index) {
   const std::string digits = std::to_string(index);
   return std::string(digits.size() < 4 ? 4 - digits.size() : 0, '0') + digits;
@@ -159,6 +183,7 @@ Json cell_json(const CellRecord& cell, const Summary& summary, std::size_t index
   json["layers"] = layers;
   json["sparse"] = sparse;
   json["realised_density"] = to_json(summary.realised);
+  json["calibration"] = calibration_json(cell);
   json["metrics"] = metrics_json(summary);
   json["versus_sink_window"] = comparison_json(summary);
   json["attribution"] = attribution_json(summary, cell);

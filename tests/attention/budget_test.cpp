@@ -216,6 +216,30 @@ TEST(Budget, StepsTogetherKeepTheDensity) {
   EXPECT_EQ(matched_step_blocks(0.01, {kBlock, 31, 32}), 1);  // never less than its own
 }
 
+// One share for all rows: brute force over shares finds none that is nearer to the density.
+TEST(Budget, CalibratedSharesKeepTheDensity) {
+  SplitMix64 rng(17);
+  const BlockGeometry g{8, 0, 8 * 40 + 3};
+  const BlockScores scores = random_scores(rng, g, 2);
+  for (const auto forced : {Budget::Forced::kSinkBlock, Budget::Forced::kDiagonal}) {
+    for (const double rho : {0.05, 0.2, 0.6, 1.0}) {
+      Budget budget{.kind = Budget::Kind::kCalibrated, .forced = forced};
+      const BlockSelection s = select_blocks(scores, g, budget, rho, Phase::kPrefill);
+      ASSERT_TRUE(s.calibrated_share());
+      budget.kind = Budget::Kind::kTopP;
+      budget.top_p = *s.calibrated_share();
+      const double kept = s.count().density();
+      EXPECT_EQ(select_blocks(scores, g, budget, rho, Phase::kPrefill).count().density(), kept);
+      for (double share = 0.001; share <= 1.0; share += 0.001) {
+        budget.top_p = share;
+        const double other =
+            select_blocks(scores, g, budget, rho, Phase::kPrefill).count().density();
+        EXPECT_GE(std::abs(other - rho), std::abs(kept - rho) - 1e-12) << rho << " " << share;
+      }
+    }
+  }
+}
+
 TEST(Budget, NaNScoresAreErrors) {
   const BlockGeometry g{4, 0, 12};
   BlockScores scores{1, Matrix(3, 3, 1.0)};

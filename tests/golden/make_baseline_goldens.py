@@ -485,6 +485,35 @@ def select(scores, opt, density, keys=False):
     return sorted(kept | set(order[:take]))
 
 
+def calibrated(opt, density, rows):
+    """The options with the share that keeps the number of pairs nearest to the density, over all
+    rows (scores, pairs of each candidate). A candidate is kept when the share that its row holds
+    before it is below the share asked for; so every share between two such numbers is tried."""
+    if opt["budget"] != "calibrated":
+        return opt
+    always, before, size = 0, [], []
+    for scores, pairs in rows:
+        scores = np.array(scores, dtype=float)
+        c = len(scores)
+        kept = {c - 1} | ({0} if opt["forced"] != "diagonal" else set())
+        order = ranked(scores, [j for j in range(c) if j not in kept])
+        have = sum(scores[j] for j in kept)
+        always += sum(pairs[j] for j in kept)
+        for j in order:
+            before.append(have / scores.sum())
+            size.append(pairs[j])
+            have += scores[j]
+    before, size = np.array(before), np.array(size)
+    wanted = density * sum(sum(pairs) for _, pairs in rows)
+    edges = sorted(set(before) | {0.0, 1.0})
+    shares = [(low + high) / 2 for low, high in zip(edges, edges[1:])]
+    kept = [always + size[before < p].sum() for p in shares]
+    best = min(range(len(shares)), key=lambda i: (abs(kept[i] - wanted), kept[i]))
+    if edges[best + 1] - edges[best] < 2.5 * TIE:
+        raise NearTie
+    return dict(opt, budget="top_p", top_p=shares[best])
+
+
 def tri_shape_rows(n, B, density, last_rows):
     """As many dense rows at the end as the density pays for when every other row keeps its own
     block; what is left of the density is that of the other rows. Counted in pairs."""
@@ -517,7 +546,7 @@ DEFAULTS = {
     "xattention": dict(forced="sink_block", stride=8),
     "tri_shape": dict(last_rows=2),
     "quest": dict(forced="diagonal", page=0),
-    "twilight": dict(forced="diagonal", bits=4, budget="top_p", top_p=0.85, unit="token"),
+    "twilight": dict(forced="diagonal", bits=4, budget="calibrated", top_p=0.85, unit="token"),
     "adamas": dict(forced="diagonal", threshold=1.0, unit="token"),
     "magicpig": dict(forced="sink_block", bits=10, tables=150, sink=4, local=64, unit="token"),
     "snapkv": dict(forced="diagonal", window=32, kernel=5, pooling="avg", unit="token"),
@@ -598,7 +627,8 @@ def run_keys(case, opt, heads, scale):
         for p in range(n, n + case["steps"]):
             rows = [key_estimate(policy, opt, q, k[:p + 1], n, p, scale) for q, k in heads]
             scores = [sum(rows[g * size:(g + 1) * size]) for g in range(groups)]
-            outcomes.append((scores, [select(x, opt, density, keys=True) for x in scores]))
+            mine = calibrated(opt, density, [(x, [1] * len(x)) for x in scores])
+            outcomes.append((scores, [select(x, mine, density, keys=True) for x in scores]))
     text = {np.inf: "inf", -np.inf: None}
     decode = [dict(tokens=[[kept] for kept in sets]) for _, sets in outcomes]
     decode[-1]["keys"] = [[text.get(float(x), x) for x in row] for row in outcomes[-1][0]]
@@ -629,18 +659,23 @@ def run(case):
     if opt["unit"] == "token":
         return run_keys(case, opt, heads, scale)
 
-    def outcome(per_head):
+    def outcome(per_head, queries):
+        """`queries`: first and last position of each row's queries."""
         if per_head[0] is None:
             return None
         sets = grouped(per_head, opt["granularity"], H, Hkv)
-        return dict(rows=[[select(row, opt, density) for row in rows] for rows in sets],
+        pairs = [[sum(max(0, min(p + 1, e) - s) for p in range(first, last + 1))
+                  for s, e in cut(last + 1, B)] for first, last in queries]
+        mine = calibrated(opt, density, [(row, x) for rows in sets for row, x in zip(rows, pairs)])
+        return dict(rows=[[select(row, mine, density) for row in rows] for rows in sets],
                     scores=[list(rows[-1]) for rows in sets])
 
-    prefill = outcome([prefill_estimates(policy, opt, x[:n], y[:n], B, scale) for x, y in heads])
+    prefill = outcome([prefill_estimates(policy, opt, x[:n], y[:n], B, scale) for x, y in heads],
+                      [(s, e - 1) for s, e in cut(n, B)])
     decode = []
     for p in range(n, n + case["steps"]):
         rows = [decode_estimate(policy, opt, x, y[:p + 1], n, p, B, scale) for x, y in heads]
-        decode.append(outcome([None if r is None else [r] for r in rows]))
+        decode.append(outcome([None if r is None else [r] for r in rows], [(p, p)]))
     return dict(case, prefill=prefill, decode=decode)
 
 
@@ -676,9 +711,9 @@ CASES = [
     ("tri_shape", dict(last_rows=1), [GQA]),
     ("quest", {}, [GQA, RAGGED, SHORT]),
     ("quest", dict(page=8, granularity="kv_head", budget="top_p", top_p=0.7), [RAGGED]),
-    ("twilight", BLOCK, [GQA, RAGGED]),
+    ("twilight", dict(BLOCK, budget="top_p"), [GQA, RAGGED]),
     ("twilight", dict(BLOCK, bits=2, budget="matched", granularity="layer"), [GQA]),
-    ("twilight", {}, [GQA]),
+    ("twilight", dict(budget="top_p"), [GQA]),
     ("twilight", dict(budget="matched", granularity="kv_head", forced="sink_window"), [RAGGED]),
     ("adamas", {}, [GQA, RAGGED]),
     ("adamas", dict(threshold=0.5, granularity="layer", forced="sink_block"), [RAGGED]),
@@ -703,6 +738,11 @@ CASES = [
     ("tova", {}, [GQA, RAGGED, SHORT]),
     ("tova", dict(granularity="head", forced="sink_block"), [GQA]),
     ("tova", dict(evict=False), [GQA]),
+    ("twilight", {}, [GQA]),
+    ("twilight", dict(granularity="kv_head"), [RAGGED]),
+    ("twilight", BLOCK, [GQA, RAGGED]),
+    ("block_max", dict(budget="calibrated", granularity="kv_head"), [GQA, RAGGED]),
+    ("xattention", dict(budget="calibrated"), [RAGGED]),
 ]
 
 

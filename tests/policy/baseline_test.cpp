@@ -25,7 +25,7 @@ constexpr const char* kPrefillMethods[] = {"block_mean",     "block_max",   "min
                                            "vertical_slash", "flexprefill", "xattention",
                                            "tri_shape"};
 constexpr const char* kDecodeMethods[] = {
-    "quest", "twilight:budget=matched", "adamas", "magicpig", "snapkv", "h2o", "tova"};
+    "quest", "twilight", "twilight:budget=matched", "adamas", "magicpig", "snapkv", "h2o", "tova"};
 
 std::string spec_of(const std::string& name, const json& options) {
   std::string spec = name;
@@ -470,17 +470,22 @@ std::string error_of(const std::string& spec) {
 TEST_F(BaselineTest, OptionsAreChecked) {
   EXPECT_EQ(make_policy("xattention:stride=8,forced=sink_window", 0)->spec(),
             "xattention:forced=sink_window");
-  EXPECT_EQ(make_policy("twilight:top_p=0.9,budget=top_p", 0)->spec(), "twilight:top_p=0.9");
+  EXPECT_EQ(make_policy("twilight:top_p=0.9", 0)->spec(), "twilight:budget=top_p,top_p=0.9");
+  EXPECT_EQ(make_policy("twilight:budget=calibrated", 0)->spec(), "twilight");
   EXPECT_EQ(make_policy("snapkv:pooling=max,kernel=7", 0)->spec(), "snapkv:kernel=7,pooling=max");
   EXPECT_TRUE(make_policy("quest", 0)->takes_density());
   EXPECT_FALSE(make_policy("quest:budget=top_p", 0)->takes_density());
-  EXPECT_FALSE(make_policy("twilight", 0)->takes_density());
+  EXPECT_TRUE(make_policy("twilight", 0)->takes_density());
+  EXPECT_FALSE(make_policy("xattention:top_p=0.9", 0)->takes_density());
+  EXPECT_EQ(error_of("xattention:budget=matched,top_p=0.9"),
+            "method 'xattention': option 'top_p' has a meaning with budget=top_p only");
   EXPECT_EQ(error_of("snapkv:kernel=4"), "method 'snapkv': option 'kernel': 4 is not odd");
   for (const char* spec :
        {"quest:page=-1", "xattention:stride=0", "block_mean:top_p=0", "block_mean:budget=release",
         "h2o:budget=top_p", "tova:forced=all", "vertical_slash:last_q=0", "twilight:bits=9",
         "magicpig:tables=1", "magicpig:bits=17", "flexprefill:tau=2", "adamas:threshold=0",
-        "adamas:budget=top_p", "tova:unit=page", "vertical_slash:budget=top_p"}) {
+        "adamas:budget=top_p", "tova:unit=page", "vertical_slash:budget=top_p",
+        "vertical_slash:budget=calibrated", "tova:budget=calibrated"}) {
     EXPECT_NE(error_of(spec), "no error") << spec;
   }
   DecodeCache cache;

@@ -372,7 +372,8 @@ __global__ void __launch_bounds__(kThreads) select_rows(SelectArgs p) {
 }  // namespace
 
 std::optional<std::string> BudgetSelector::unsupported(const Budget& budget) {
-  if (budget.kind == Budget::Kind::kTopP || budget.kind == Budget::Kind::kMarked) {
+  if (budget.kind == Budget::Kind::kTopP || budget.kind == Budget::Kind::kCalibrated ||
+      budget.kind == Budget::Kind::kMarked) {
     return "the GPU knows the budgets matched, fixed and release";
   }
   if (budget.forced == Budget::Forced::kSinkBlock || budget.forced == Budget::Forced::kRecentHalf ||
