@@ -175,7 +175,7 @@ class TraceUnits : public ::testing::Test {
     tiny_.prefill = 120;
     trace_.emplace_back(tiny_.write(folder_.file("tiny.h5")));
     for (const char* spec : {"sketchwalk", "sketchwalk:preset=preprint", "sink_window",
-                             "oracle:granularity=head", "sketchwalk:query_pool=7"}) {
+                             "oracle:granularity=head", "sketchwalk:query_pool=7", "twilight"}) {
       policies_.push_back(make_policy(spec, 0));
     }
     options_.block = 16;
@@ -207,7 +207,7 @@ class TraceUnits : public ::testing::Test {
 TEST_F(TraceUnits, ALayerAloneIsThatOfTheWhole) {
   TraceEvaluation whole = evaluation();
   EXPECT_EQ(whole.layers(), std::vector<std::int64_t>({0, 1, 2, 3, 4}));
-  EXPECT_EQ(whole.num_cells(), 2u * 2u * 5u);
+  EXPECT_EQ(whole.num_cells(), 2u * 2u * 6u);
   for (std::int64_t layer : whole.layers()) {
     const LayerPart part = whole.evaluate(layer);
     EXPECT_EQ(values(evaluation().evaluate(layer)), values(part)) << layer;

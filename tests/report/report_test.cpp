@@ -31,7 +31,7 @@ class ReportFixture : public ::testing::Test {
     std::vector<std::unique_ptr<Policy>> policies;
     for (const char* spec : {"dense", "sketchwalk", "sketchwalk:budget=release", "sink_window",
                              "oracle:granularity=head", "random", "vertical_slash", "snapkv",
-                             "sketchwalk:query_pool=7"}) {
+                             "twilight", "sketchwalk:query_pool=7"}) {
       policies.push_back(make_policy(spec, 0));
       report_.protocol.methods.push_back(policies.back()->spec());
     }
@@ -109,10 +109,22 @@ TEST_F(ReportFixture, JsonHasTheNumbersOfTheRecords) {
     EXPECT_LE(recall.at("mean"), recall.at("high"));
     const bool prefill = record.phase == Phase::kPrefill;
     const bool lines = prefill && record.name == "vertical_slash";
-    EXPECT_EQ(cell.at("oracle"), lines                                 ? json(nullptr)
-                                 : !prefill && record.name == "snapkv" ? json("keys")
-                                                                       : json("blocks"));
+    EXPECT_EQ(cell.at("oracle"),
+              lines ? json(nullptr)
+              : !prefill && (record.name == "snapkv" || record.name == "twilight")
+                  ? json("keys")
+                  : json("blocks"));
     EXPECT_EQ(cell.at("metrics").at("topk_recall").is_null(), lines);
+    const json& calibration = cell.at("calibration");
+    ASSERT_EQ(calibration.is_object(), !prefill && record.name == "twilight");
+    if (calibration.is_object()) {
+      // Four heads share out the keys of about 200: to within half of one.
+      EXPECT_NEAR(cell.at("realised_density").at("sparse").get<double>(), *record.density,
+                  0.5 / (4 * 200));
+      EXPECT_TRUE(calibration.at("per_layer")[0].is_null());  // layer 1 attends densely
+      EXPECT_LE(calibration.at("low"), calibration.at("per_layer")[1]);
+      EXPECT_LE(calibration.at("per_layer")[1], calibration.at("high"));
+    }
     const json& parts = cell.at("realised_density").at("parts");
     EXPECT_NEAR(parts.at("window").get<double>() + parts.at("sink").get<double>() +
                     parts.at("scored").get<double>() + parts.at("forced").get<double>(),
