@@ -67,11 +67,13 @@ void RowAttention::finish(std::int64_t head, float* out, double* lse) const {
 }
 
 void RowAttention::add_masses(std::int64_t head, std::int64_t begin, std::int64_t end,
-                              std::span<double> sum) const {
+                              std::span<double> sum, std::span<const double> weights) const {
   const float* share = tile_sum_.data() + row_of(head, 0);
   for (const std::int64_t block : tile_block_) {
     double total = 0.0;
-    for (std::int64_t q = begin; q < end; ++q) total += share[q];
+    for (std::int64_t q = begin; q < end; ++q) {
+      total += weights.empty() ? share[q] : weights[static_cast<std::size_t>(q - begin)] * share[q];
+    }
     sum[static_cast<std::size_t>(block)] += total;
     share += all_rows();
   }

@@ -48,9 +48,10 @@ class RowAttention {
   virtual void end() = 0;
   /// Outputs [queries][dim] (f32) and log-sum-exps [queries] (natural) of a head.
   void finish(std::int64_t head, float* out, double* lse) const;
-  /// Adds the softmax masses of every block, of the queries [begin, end) of a head, to sum[blocks].
-  void add_masses(std::int64_t head, std::int64_t begin, std::int64_t end,
-                  std::span<double> sum) const;
+  /// Adds the softmax masses of every block, of the queries [begin, end) of a head, to sum[blocks],
+  /// each times its weight if there are any (one a query of that range).
+  void add_masses(std::int64_t head, std::int64_t begin, std::int64_t end, std::span<double> sum,
+                  std::span<const double> weights = {}) const;
 
  protected:
   /// Rows are allocated in multiples of `row_step`, dims in multiples of `dim_step`.

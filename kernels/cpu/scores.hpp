@@ -19,6 +19,10 @@ struct ScoreKernel {
   void (*add_rows)(const TokenRows& rows, double* sum);
   /// The same in f32, for sums that are rounded to fewer bits afterwards.
   void (*add_rows_f32)(const TokenRows& rows, float* sum);
+  /// Splits rows as SketchParams says, in f32: sums of the parts' differences to `mean` [dim] to
+  /// sums [2][dim], of the part along the spread first. Returns how many rows that one has.
+  /// `scratch` is [count + 2][dim].
+  std::int64_t (*split_rows)(const TokenRows& rows, const float* mean, float* scratch, float* sums);
   /// c [rows][cols] := a [rows][depth] b [depth][cols]. Each element is a sum in ascending order of
   /// depth within groups of 256, so that it does not depend on how the rows are dealt out.
   void (*multiply)(ConstMatrix a, ConstMatrix b, std::int64_t rows, std::int64_t depth,

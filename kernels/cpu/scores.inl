@@ -92,6 +92,59 @@ void add_rows_f32(const TokenRows& rows, float* sum) {
   }
 }
 
+inline float dot_product(const float* x, const float* y, std::int64_t dim) {
+  Vec sum = {};
+  std::int64_t j = 0;
+  for (; j + kWidth <= dim; j += kWidth) sum += load(x + j) * load(y + j);
+  float total = 0.0f;
+  for (int lane = 0; lane < kWidth; ++lane) total += sum[lane];
+  for (; j < dim; ++j) total += x[j] * y[j];
+  return total;
+}
+
+/// y += factor x.
+inline void add_scaled(const float* x, float factor, std::int64_t dim, float* y) {
+  std::int64_t j = 0;
+  for (; j + kWidth <= dim; j += kWidth) store(y + j, load(y + j) + factor * load(x + j));
+  for (; j < dim; ++j) y[j] += factor * x[j];
+}
+
+std::int64_t split_rows(const TokenRows& rows, const float* mean, float* scratch, float* sums) {
+  const std::int64_t dim = rows.dim;
+  float* centred = scratch;
+  float* direction = scratch + rows.count * dim;
+  const float* farthest = centred;
+  float largest = -1.0f;
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    float* row = centred + i * dim;
+    std::int64_t j = 0;
+    for (; j + kWidth <= dim; j += kWidth) {
+      store(row + j, load_as_float(rows.data, rows.dtype, i * rows.stride + j) - load(mean + j));
+    }
+    for (; j < dim; ++j) {
+      row[j] = element_as_float(rows.data, rows.dtype, i * rows.stride + j) - mean[j];
+    }
+    const float distance = dot_product(row, row, dim);
+    if (distance > largest) {
+      largest = distance;
+      farthest = row;
+    }
+  }
+  for (std::int64_t j = 0; j < dim; ++j) direction[j] = sums[j] = sums[dim + j] = 0.0f;
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const float* row = centred + i * dim;
+    add_scaled(row, dot_product(row, farthest, dim), dim, direction);
+  }
+  std::int64_t along = 0;
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const float* row = centred + i * dim;
+    const bool first = dot_product(row, direction, dim) > 0.0f;
+    along += first ? 1 : 0;
+    add_scaled(row, 1.0f, dim, first ? sums : sums + dim);
+  }
+  return along;
+}
+
 /// c [Rows][kPanel] (+)= a [Rows][depth] panel [depth][kPanel].
 template <int Rows>
 inline void multiply_block(ConstMatrix a, const double* panel, int depth, bool accumulate,
@@ -214,7 +267,8 @@ void add_row_product(const double* x, const float* m, std::int64_t stride, std::
   }
 }
 
-constexpr ScoreKernel kScores = {add_rows, add_rows_f32, multiply, add_row_product, exponentials};
+constexpr ScoreKernel kScores = {add_rows, add_rows_f32,    split_rows,
+                                 multiply, add_row_product, exponentials};
 
 }  // namespace
 }  // namespace sw::cpu

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/pooled.hpp"
+#include "core/error.hpp"
 #include "kernels/cuda/common/buffer.hpp"
 #include "kernels/cuda/device_tensor.hpp"
 #include "kernels/cuda/sm80/block_scores.hpp"
@@ -84,6 +85,10 @@ Matrix block_probabilities(const PooledVectors& q, const PooledVectors& k, doubl
 
 Matrix transition(const AttentionProblem& problem, const HeadsPointer& q_data,
                   const HeadsPointer& k_data, const SketchParams& params, StageTimes* times) {
+  if (params.split_heads > 0.0) {
+    throw Error(ErrorKind::kUnsupported, "the GPU pools the queries of a block in one part",
+                "use split_heads=0, or --backend cpu");
+  }
   PooledVectors q;
   PooledVectors k;
   {

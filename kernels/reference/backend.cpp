@@ -1,9 +1,11 @@
 #include "kernels/reference/backend.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
@@ -141,6 +143,90 @@ std::vector<std::vector<std::vector<double>>> mean_over_heads(
   return {mean};
 }
 
+/// A pooled query with its share of the queries of a block.
+struct QueryPart {
+  std::vector<double> mean;
+  double share = 1.0;
+};
+
+/// The queries [begin, end) of a head in two parts (SketchParams), the one along the spread first;
+/// a part may be empty, with share 0.
+std::array<QueryPart, 2> split_queries(const HeadsView& q, std::int64_t h, std::int64_t begin,
+                                       std::int64_t end) {
+  const auto count = static_cast<double>(end - begin);
+  std::vector<std::vector<double>> x;
+  std::vector<double> mean(static_cast<std::size_t>(q.dim), 0.0);
+  for (std::int64_t t = begin; t < end; ++t) {
+    x.push_back(load(q, h, t));
+    for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += x.back()[j] / count;
+  }
+  std::size_t farthest = 0;
+  for (std::size_t t = 0; t < x.size(); ++t) {
+    for (std::size_t j = 0; j < mean.size(); ++j) x[t][j] -= mean[j];
+    if (dot(x[t], x[t]) > dot(x[farthest], x[farthest])) farthest = t;
+  }
+  std::vector<double> direction(mean.size(), 0.0);
+  for (const auto& row : x) {
+    const double along = dot(row, x[farthest]);
+    for (std::size_t j = 0; j < mean.size(); ++j) direction[j] += along * row[j];
+  }
+  std::array<QueryPart, 2> parts = {QueryPart{mean, 0.0}, QueryPart{mean, 0.0}};
+  std::array<std::vector<double>, 2> sums = {std::vector<double>(mean.size(), 0.0),
+                                             std::vector<double>(mean.size(), 0.0)};
+  for (const auto& row : x) {
+    const std::size_t part = dot(row, direction) > 0.0 ? 0 : 1;
+    parts[part].share += 1.0 / count;
+    for (std::size_t j = 0; j < mean.size(); ++j) sums[part][j] += row[j] / count;
+  }
+  for (std::size_t part = 0; part < 2; ++part) {
+    if (parts[part].share == 0.0) continue;
+    for (std::size_t j = 0; j < mean.size(); ++j) {
+      parts[part].mean[j] += sums[part][j] / parts[part].share;
+    }
+  }
+  return parts;
+}
+
+double variance(const std::vector<double>& x) {
+  double mean = 0.0;
+  double sum = 0.0;
+  for (const double value : x) mean += value / static_cast<double>(x.size());
+  for (const double value : x) sum += (value - mean) * (value - mean);
+  return sum / static_cast<double>(x.size());
+}
+
+/// The pooled queries of block row `i` by head: one, or two for the heads that gain most.
+std::vector<std::vector<QueryPart>> split_row(
+    const AttentionProblem& problem, const SketchParams& params,
+    const std::vector<std::vector<std::vector<double>>>& pooled,
+    const std::vector<std::vector<std::vector<double>>>& key_means, std::int64_t i) {
+  const std::int64_t heads = problem.num_heads();
+  std::vector<std::vector<QueryPart>> row(static_cast<std::size_t>(heads));
+  std::vector<std::pair<double, std::int64_t>> order;
+  std::vector<std::array<QueryPart, 2>> parts;
+  for (std::int64_t h = 0; h < heads; ++h) {
+    parts.push_back(split_queries(problem.q, h, i * params.block,
+                                  std::min((i + 1) * params.block, problem.tokens())));
+    std::vector<double> difference = parts.back()[0].mean;
+    for (std::size_t j = 0; j < difference.size(); ++j) difference[j] -= parts.back()[1].mean[j];
+    const auto& keys = key_means[static_cast<std::size_t>(h / problem.group())];
+    std::vector<double> logits;
+    for (std::size_t j = 0; j < keys.size(); ++j) {
+      if (!params.causal || static_cast<std::int64_t>(j) <= i) {
+        logits.push_back(dot(difference, keys[j]));
+      }
+    }
+    order.emplace_back(-parts.back()[0].share * parts.back()[1].share * variance(logits), h);
+    row[static_cast<std::size_t>(h)] = {{pooled[h][i], 1.0}};
+  }
+  std::sort(order.begin(), order.end());
+  for (std::int64_t s = 0; s < params.splits(heads); ++s) {
+    const auto h = static_cast<std::size_t>(order[static_cast<std::size_t>(s)].second);
+    row[h] = {parts[h].begin(), parts[h].end()};
+  }
+  return row;
+}
+
 Matrix ReferenceBackend::transition(const AttentionProblem& problem, const SketchParams& params,
                                     StageTimes* times) const {
   problem.validate();
@@ -174,22 +260,31 @@ Matrix ReferenceBackend::transition(const AttentionProblem& problem, const Sketc
   const std::int64_t queries_per_block = params.block / params.tokens_per_query();
   const std::int64_t keys_per_block = params.block / params.tokens_per_key();
   const double scale = sketch.logit_scale() / params.temperature;
+  const bool split = params.splits(problem.num_heads()) > 0;
+  std::vector<std::vector<std::vector<double>>> key_means;
+  if (split) key_means = pool_tokens(problem.k, params.block, true);
   Matrix a(b, b);
   parallel_for(b, [&](std::int64_t i, int) {
+    std::vector<std::vector<QueryPart>> parts;
+    if (split) parts = split_row(problem, params, q, key_means, i);
     const auto pools = static_cast<std::int64_t>(q[0].size());
     const std::int64_t begin = i * queries_per_block;
     const std::int64_t end = std::min(begin + queries_per_block, pools);
     for (std::size_t h = 0; h < q.size(); ++h) {
       const auto& keys = k[h * k.size() / q.size()];
-      for (std::int64_t u = begin; u < end; ++u) {
+      std::vector<QueryPart> queries;
+      for (std::int64_t u = begin; u < end; ++u) queries.push_back({q[h][u], 1.0});
+      if (split) queries = parts[h];
+      for (const QueryPart& query : queries) {
         std::vector<double> p(keys.size());
         for (std::size_t v = 0; v < keys.size(); ++v) {
           const bool masked = params.causal && static_cast<std::int64_t>(v) / keys_per_block > i;
-          p[v] = masked ? -std::numeric_limits<double>::infinity() : scale * dot(q[h][u], keys[v]);
+          p[v] =
+              masked ? -std::numeric_limits<double>::infinity() : scale * dot(query.mean, keys[v]);
         }
         softmax(p);
         for (std::size_t v = 0; v < keys.size(); ++v) {
-          a(i, static_cast<std::int64_t>(v) / keys_per_block) += p[v];
+          a(i, static_cast<std::int64_t>(v) / keys_per_block) += query.share * p[v];
         }
       }
     }

@@ -9,6 +9,15 @@
 namespace sw {
 
 /// How block scores are formed from pooled queries and keys.
+///
+/// How the queries x of a block are split (an extension of this project). The parts are on either
+/// side of the mean m along the direction in which they spread most, of which one step of power
+/// iteration gives an estimate: f is the query farthest from m (the first of equals), v = sum_x
+/// ((x - m).(f - m)) (x - m), and the first part has (x - m).v > 0. Each part is scored by its own
+/// mean and weighted by its share of the queries. The gain of a head is the variance of logits that
+/// the split removes as far as block means of keys show it: with parts of shares p and 1 - p and
+/// means m1 and m0, p (1 - p) times the variance over the blocks j (of the row, if `causal`) of
+/// (m1 - m0).mean of keys j. Of equal gains the lower head comes first.
 struct SketchParams {
   enum class Aggregation {
     kPerHead,   ///< softmax a head, then the sum over heads (the authors' release)
@@ -26,8 +35,16 @@ struct SketchParams {
   std::int64_t block = 64;      ///< B
   std::int64_t query_pool = 0;  ///< tokens a pooled query, a divisor of B; 0 = B
   std::int64_t key_pool = 0;    ///< tokens a pooled key, a divisor of B; 0 = B
+  /// Share of the query heads whose queries of a block are pooled in two parts instead of one, the
+  /// number rounded down: in each block row those that gain most by it (above). Needs exact scores
+  /// for each head, queries pooled by blocks, and keys pooled more finely.
+  double split_heads = 0.0;
   std::uint64_t seed = 0;
 
+  /// Heads of `heads` that are split.
+  std::int64_t splits(std::int64_t heads) const {
+    return static_cast<std::int64_t>(split_heads * static_cast<double>(heads));
+  }
   std::int64_t tokens_per_query() const { return query_pool > 0 ? query_pool : block; }
   std::int64_t tokens_per_key() const { return key_pool > 0 ? key_pool : block; }
 };

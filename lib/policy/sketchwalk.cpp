@@ -124,6 +124,9 @@ struct SketchWalkOptions {
             "tokens of a pooled query, a divisor of the block size; 0 means the block");
     set.add("key_pool", sketch.key_pool, 0, kNoLimit,
             "tokens of a pooled key, a divisor of the block size; 0 means the block");
+    set.add("split_heads", sketch.split_heads, 0.0, 1.0, false,
+            "prefill: share of the heads that pool their queries of a block in two parts, on "
+            "either side of their mean; in each block row those that gain most");
     return set;
   }
 };
@@ -315,6 +318,14 @@ SketchParams SketchWalkPolicy::params_for(const BlockGeometry& geometry) const {
                                          " does not divide the block size " +
                                          std::to_string(params.block));
     }
+  }
+  if (params.split_heads > 0.0 &&
+      (!params.exact || params.aggregation != Aggregation::kPerHead ||
+       params.tokens_per_query() != params.block || params.tokens_per_key() == params.block)) {
+    throw Error(ErrorKind::kUsage,
+                "option 'split_heads' needs sketch=exact, aggregation=per_head, queries pooled by "
+                "blocks and a key_pool below the block size",
+                "preset=tuned has these");
   }
   return params;
 }

@@ -33,7 +33,7 @@ RELEASE = dict(
     sharpness=1.0, normalize_walk=True, walk="damped", damping=0.25, degree=3,
     budget="matched", tau=0, window_frac=0.05, sink_frac=0.025, kfrac=0.125,
     release_sink_bug=True, query_window=32, query_pool=0, key_pool=0, forced="sink_window",
-    query_stride=1)
+    query_stride=1, split_heads=0.0)
 PREPRINT = dict(
     RELEASE, hadamard="unbiased", temperature=1.0, aggregation="head_mean", sharpness=8.0,
     normalize_walk=False, walk="product")
@@ -161,6 +161,42 @@ def pool(x, size, partial_mean):
     return out
 
 
+def split_heads(q, k, opt):
+    """For each block row the heads whose queries are pooled in two parts, with (mean, share) of
+    both: the parts lie on either side of the mean along the direction of spread, estimated by one
+    step of power iteration from the farthest query."""
+    heads, n, d = q.shape
+    B, group = opt["block"], heads // k.shape[0]
+    kbar = pool(k, B, True)
+    rows = []
+    for i in range(-(-n // B)):
+        gains, parts = [], []
+        for h in range(heads):
+            x = q[h, i * B:(i + 1) * B]
+            mean = x.mean(axis=0)
+            c = x - mean
+            distance = (c * c).sum(axis=1)
+            far = c[int(np.argmax(distance))]
+            v = c.T @ (c @ far)
+            side = c @ v
+            closest = np.abs(side).min() / np.abs(side).max()
+            assert len(x) == 1 or closest > 3e-6, "a near tie: %g of %d" % (closest, len(x))
+            first = side > 0
+            p = real(first.sum()) / len(x)
+            if first.all() or not first.any():
+                gains.append(real(0))
+                parts.append([(mean, 1)])
+                continue
+            m1, m0 = x[first].mean(axis=0), x[~first].mean(axis=0)
+            seen = kbar[h // group][:i + 1] if opt["causal_sketch"] else kbar[h // group]
+            gains.append(p * (1 - p) * np.var(seen @ (m1 - m0)))
+            parts.append([(m1, p), (m0, 1 - p)])
+        order = sorted(range(heads), key=lambda h: (-gains[h], h))
+        take = order[:int(opt["split_heads"] * heads)]
+        rows.append({h: parts[h] for h in take})
+    return rows
+
+
 def transition(q, k, layer, seed, opt):
     """Block transition matrix A (release) or W (preprint)."""
     n, B = q.shape[1], opt["block"]
@@ -175,7 +211,18 @@ def transition(q, k, layer, seed, opt):
     q_block = np.arange(qbar.shape[1]) * q_pool // B
     k_block = np.arange(kbar.shape[1]) * k_pool // B
     A = np.zeros((b, b), real)
+    chosen = split_heads(q, k, opt) if int(opt["split_heads"] * heads) else None
     for h in range(heads):
+        if chosen is not None:
+            assert opt["sketch"] == "exact" and q_pool == B
+            for i in range(b):
+                for vector, share in chosen[i].get(h, [(qbar[h, i], 1)]):
+                    x = logits(vector[None], kbar[h // group], layer, seed, opt)[0]
+                    x = x / real(opt["temperature"])
+                    p = softmax(np.where(k_block > i, -np.inf, x) if opt["causal_sketch"] else x)
+                    for j in range(b):
+                        A[i, j] += share * p[k_block == j].sum()
+            continue
         x = logits(qbar[h], kbar[h // group], layer, seed, opt) / real(opt["temperature"])
         if opt["causal_sketch"]:
             x = np.where(k_block[None, :] > q_block[:, None], -np.inf, x)
@@ -694,6 +741,10 @@ PREFILL = [
     ("tuned_sink_window", (3, 1, 64, 192, 16), 2, 1, 0.35, tuned(forced="sink_window")),
     ("release_forced_diagonal", (3, 1, 64, 192, 16), 2, 1, 0.35, rel(forced="diagonal")),
     ("release_forced_sink_block", (3, 1, 64, 192, 16), 2, 1, 0.35, rel(forced="sink_block")),
+    ("tuned_split_half", (6, 2, 64, 256, 16), 2, 2, 0.2, tuned(split_heads=0.5)),
+    ("tuned_split_all_ragged", (3, 1, 64, 203, 16), 2, 1, 0.35, tuned(split_heads=1)),
+    ("tuned_split_third_key_pool4", (3, 1, 64, 192, 16), 2, 1, 0.35,
+     tuned(split_heads=0.34, key_pool=4, partial_mean=False)),
 ]
 
 # as above, with the prefill length as n, then the number of decode steps

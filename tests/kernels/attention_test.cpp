@@ -353,6 +353,7 @@ TEST_P(CpuPathTest, TransitionOverEveryKeyAgreesWithTheReference) {
     params.partial_mean = true;
     params.query_pool = i % 4 == 3 ? 4 : 0;
     params.key_pool = 1;
+    params.split_heads = i % 4 == 1 ? 0.5 : i % 4 == 2 ? 1.0 : 0.0;
     SCOPED_TRACE("case " + std::to_string(i));
     const Matrix want = reference_->transition(problem, params, nullptr);
     const Matrix got = backend_->transition(problem, params, nullptr);

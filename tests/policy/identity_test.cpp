@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attention/sketch.hpp"
+#include "core/error.hpp"
 #include "core/rng.hpp"
 #include "core/text.hpp"
 #include "kernels/cpu/backend.hpp"
@@ -286,6 +287,32 @@ TEST_F(IdentityTest, RandomDrawsDependOnTheSeedOnly) {
   const Matrix c = make_policy("random", 2)->score_prefill(context, walk, nullptr).values;
   EXPECT_TRUE(std::equal(a.values().begin(), a.values().end(), b.values().begin()));
   EXPECT_FALSE(std::equal(a.values().begin(), a.values().end(), c.values().begin()));
+}
+
+// Two parts of which one holds all queries, or whose means are the same, are one.
+TEST_F(IdentityTest, EqualQueriesOfABlockAreNotSplit) {
+  RandomProblem p(rng_);
+  HeadsTensor& q = p.q;
+  for (std::int64_t h = 0; h < q.heads(); ++h) {
+    for (std::int64_t t = 0; t < q.tokens(); ++t) {
+      std::copy_n(q.row<float>(h, t / p.block * p.block), q.dim(), q.row<float>(h, t));
+    }
+  }
+  const AttentionProblem problem = p.all();
+  for (const Backend* backend : {reference_.get(), cpu_.get()}) {
+    // The mean of equal f32 rows is the row, to rounding; so is that of the parts they fall into.
+    expect_near(score("sketchwalk:preset=tuned,split_heads=1", problem, p.block, *backend),
+                score("sketchwalk:preset=tuned", problem, p.block, *backend), 1e-4);
+  }
+}
+
+TEST_F(IdentityTest, SplitsNeedPooledQueriesAndFinerKeys) {
+  const RandomProblem p(rng_);
+  for (const char* spec : {"sketchwalk:split_heads=0.5", "sketchwalk:preset=preprint,split_heads=1",
+                           "sketchwalk:preset=tuned,split_heads=0.5,query_pool=4",
+                           "sketchwalk:preset=tuned,split_heads=0.5,sketch=srht"}) {
+    EXPECT_THROW(score(spec, p.all(), p.block, *cpu_), Error) << spec;
+  }
 }
 
 TEST_F(IdentityTest, PoolsMustDivideTheBlock) {

@@ -221,6 +221,7 @@ std::optional<std::string> Transition::unsupported(const AttentionShape& shape,
     return "head_dim must be a multiple of 8, at most " + std::to_string(kMaxDim) + ", not " +
            std::to_string(shape.head_dim);
   }
+  if (params.split_heads > 0.0) return "the GPU pools the queries of a block in one part";
   for (const std::int64_t pool : {params.tokens_per_query(), params.tokens_per_key()}) {
     const std::int64_t ratio = params.block / pool;
     if (params.block % pool != 0 || ratio > kTile || !std::has_single_bit(std::uint64_t(ratio))) {
