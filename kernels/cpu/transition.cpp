@@ -103,8 +103,8 @@ struct QuerySplits {
 QuerySplits split(const AttentionProblem& problem, const SketchParams& params,
                   const ScoreKernel& kernel) {
   const HeadsView& q = problem.q;
-  const PooledVectors means = pool(q, params.block, true, false, kernel);
-  const PooledVectors keys = transpose(pool(problem.k, params.block, true, false, kernel));
+  const PooledVectors means = pool(q, params.block, true, true, kernel);
+  const PooledVectors keys = transpose(pool(problem.k, params.block, true, true, kernel));
   const std::int64_t b = means.count;
   QuerySplits splits{means, means, {}, {}};
   splits.share.resize(static_cast<std::size_t>(q.heads * b));

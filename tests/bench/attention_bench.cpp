@@ -330,7 +330,9 @@ void selection(benchmark::State& state, const Shape& shape, const std::string& i
 
 /// Every method that scores a prefill by itself, and the presets of sketchwalk.
 std::vector<std::string> selecting_methods() {
-  std::vector<std::string> specs = {"sketchwalk:preset=preprint", "sketchwalk:preset=tuned"};
+  std::vector<std::string> specs = {"sketchwalk:preset=preprint", "sketchwalk:preset=tuned",
+                                    "sketchwalk:preset=tuned,split_heads=0.25",
+                                    "sketchwalk:preset=tuned,split_heads=1"};
   for (const MethodInfo& method : list_methods()) {
     const auto policy = make_policy(method.name, 0);
     const Budget budget = policy->budget();
