@@ -232,37 +232,62 @@ class PanelHeads {
       : panels_((x.tokens + kPanelKeys - 1) / kPanelKeys), panel_bytes_(bytes_of_panel(x.dim)) {
     const std::int64_t count = x.heads * panels_;
     constexpr std::int64_t kAtOnce = 16;
-    // Not initialised: the pages belong to the threads that fill them.
-    data_.reset(static_cast<std::byte*>(
-        LineAllocator<std::byte>().allocate(static_cast<std::size_t>(count) * panel_bytes_)));
+    take_memory(static_cast<std::size_t>(count) * panel_bytes_);
     parallel_for((count + kAtOnce - 1) / kAtOnce, [&](std::int64_t index, int) {
       for (std::int64_t i = index * kAtOnce; i < std::min(count, (index + 1) * kAtOnce); ++i) {
         const std::int64_t begin = i % panels_ * kPanelKeys;
         const std::int64_t keys = std::min<std::int64_t>(kPanelKeys, x.tokens - begin);
         pack(rows_of(x, i / panels_, begin, keys),
-             data_.get() + static_cast<std::size_t>(i) * panel_bytes_);
+             memory_.data() + static_cast<std::size_t>(i) * panel_bytes_);
       }
     });
   }
+  ~PanelHeads() {
+    if (memory_.bytes() > 0 && memory_.bytes() <= kMostKeptBytes && kept().size() < 2) {
+      kept().push_back(std::move(memory_));
+    }
+  }
+  PanelHeads(const PanelHeads&) = delete;
+  PanelHeads& operator=(const PanelHeads&) = delete;
 
   static std::size_t bytes_of_panel(std::int64_t dim) {
     const std::int64_t padded = (dim + kStripDimStep - 1) / kStripDimStep * kStripDimStep;
     return static_cast<std::size_t>(kPanelKeys * padded) * sizeof(Bf16);
   }
   const std::byte* panel(std::int64_t head, std::int64_t panel) const {
-    return data_.get() + static_cast<std::size_t>(head * panels_ + panel) * panel_bytes_;
+    return memory_.data() + static_cast<std::size_t>(head * panels_ + panel) * panel_bytes_;
   }
 
  private:
-  struct Free {
-    void operator()(std::byte* p) const { LineAllocator<std::byte>().deallocate(p, 0); }
-  };
+  static constexpr std::size_t kMostKeptBytes = std::size_t{64} << 20;
+
+  /// What this thread keeps for its next call, since fresh pages cost as much as filling them.
+  static std::vector<HeadsTensor>& kept() {
+    thread_local std::vector<HeadsTensor> memory;
+    return memory;
+  }
+  /// Not initialised: fresh pages come to lie near the threads that fill them.
+  void take_memory(std::size_t bytes) {
+    auto& memory = kept();
+    if (!memory.empty()) {
+      memory_ = std::move(memory.back());
+      memory.pop_back();
+    }
+    if (memory_.bytes() < bytes) {
+      memory_ = HeadsTensor();
+      memory_ = HeadsTensor(DType::kBf16, 1, 1, static_cast<std::int64_t>(bytes / sizeof(Bf16)));
+    }
+  }
+
   std::int64_t panels_;
   std::size_t panel_bytes_;
-  std::unique_ptr<std::byte, Free> data_;
+  HeadsTensor memory_;
 };
 
 struct PanelKeys {
+  PanelKeys(const StripKernel& kernel, const HeadsView& keys, const HeadsView& values)
+      : k(keys, kernel.pack_keys), v(values, kernel.pack_values) {}
+
   PanelHeads k, v;
 };
 
@@ -296,6 +321,7 @@ class StripAttention final : public RowAttention {
   HeadsView keys_, values_;
   std::shared_ptr<const PanelKeys> packed_;
   std::vector<KeyPanel> panels_;
+  bool fresh_ = true;  ///< nothing has been attended to yet
   LineVector<std::byte> q_, scratch_;
   LineVector<float> limit_, l_, o_;
   LineVector<std::byte> gathered_k_, gathered_v_, single_k_, single_v_;
@@ -304,13 +330,17 @@ class StripAttention final : public RowAttention {
 void StripAttention::reset() {
   const auto rows = static_cast<std::size_t>(all_rows());
   const auto padded = static_cast<std::size_t>(padded_dim());
-  q_.assign(rows * padded * sizeof(Bf16), std::byte{0});
+  q_.resize(rows * padded * sizeof(Bf16));
+  if (all_rows() != used_rows() || padded_dim() != dim_) {
+    std::fill(q_.begin(), q_.end(), std::byte{0});
+  }
   scratch_.resize(kStripScratchBytes);
   base_.assign(rows, 0.0f);
   sum_.assign(rows, 0.0f);
   limit_.assign(rows, -std::numeric_limits<float>::infinity());
   l_.assign(rows * kStripSums, 0.0f);
-  o_.assign(values_.heads > 0 ? rows * padded : 0, 0.0f);
+  o_.resize(values_.heads > 0 ? rows * padded : 0);
+  fresh_ = true;
   panels_.clear();
 }
 
@@ -372,6 +402,7 @@ void StripAttention::run() {
   run.limit = limit_.data();
   run.l = l_.data();
   run.o = o_.data();
+  run.fresh = fresh_;
   if (masses_) {
     const std::size_t begin = tile_sum_.size() - panels_.size() * base_.size();
     run.panel_sum = tile_sum_.data() + begin;
@@ -379,6 +410,7 @@ void StripAttention::run() {
   }
   run.scratch = scratch_.data();
   kernel_.run(run);
+  fresh_ = false;
   panels_.clear();
 }
 
@@ -399,8 +431,7 @@ std::vector<std::unique_ptr<RowAttention>> make_row_attention(const Isa& isa, bo
   std::vector<std::unique_ptr<RowAttention>> rows;
   if (bf16 && isa.bf16_strip != nullptr) {
     const StripKernel& kernel = *isa.bf16_strip;
-    const auto panels = std::make_shared<const PanelKeys>(PanelHeads(k, kernel.pack_keys),
-                                                          PanelHeads(v, kernel.pack_values));
+    const auto panels = std::make_shared<const PanelKeys>(kernel, k, v);
     for (int t = 0; t < threads; ++t) {
       rows.push_back(std::make_unique<StripAttention>(kernel, k, v, panels));
     }

@@ -42,7 +42,8 @@ struct StripRun {
   float* base;   ///< [strips][kStripRows] of the exponentials in base 2; starts at 0
   float* limit;  ///< [strips][kStripRows] logit that moves the base; starts at -infinity
   float* l;      ///< [strips][kStripRows][kStripSums] running sums of 2^(logit - base); start at 0
-  float* o;      ///< [strips][kStripRows * dim] running outputs, not divided; start at 0
+  float* o;      ///< [strips][kStripRows * dim] running outputs, not divided
+  bool fresh;    ///< o has not been written yet
   float* panel_sum;   ///< [num_panels][strips][kStripRows] sums at base panel_base, or null
   float* panel_base;  ///< as panel_sum
   void* scratch;

@@ -41,6 +41,7 @@ struct Step {
   std::int32_t panel = 0;
   std::int32_t panels = 0;  ///< 0: none
   bool masked = false;
+  bool fresh = false;  ///< the first one of its strip
   // Rows whose base moved, and by which factor, until their outputs have followed.
   std::uint32_t moved = 0;
   float factor[kStripRows];
@@ -208,10 +209,17 @@ inline void multiply_values(const StripRun& run, const Step& step, Beside& besid
   for (int c = 0; c < cols; c += 2) {
     std::byte* upper = o + c * kTileBytes;
     std::byte* lower = o + (cols + c) * kTileBytes;
-    _tile_loadd(0, upper, kRowBytes);
-    _tile_loadd(1, upper + kTileBytes, kRowBytes);
-    _tile_loadd(2, lower, kRowBytes);
-    _tile_loadd(3, lower + kTileBytes, kRowBytes);
+    if (step.fresh) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    } else {
+      _tile_loadd(0, upper, kRowBytes);
+      _tile_loadd(1, upper + kTileBytes, kRowBytes);
+      _tile_loadd(2, lower, kRowBytes);
+      _tile_loadd(3, lower + kTileBytes, kRowBytes);
+    }
     for (int u = 0; u < step.panels; ++u) {
       const auto* v = static_cast<const std::byte*>(run.panels[step.panel + u].v) + c * kTileBytes;
       _tile_loadd(4, p + u * kTileBytes, kRowBytes);
@@ -297,6 +305,7 @@ class Steps {
     step.panels = end - panel_ < kStepPanels ? end - panel_ : kStepPanels;
     step.masked = false;
     step.moved = 0;
+    step.fresh = run_.fresh && chunk_ == 0 && panel_ == 0;
     for (int u = 0; u < step.panels; ++u) {
       const KeyPanel& panel = run_.panels[panel_ + u];
       step.masked |= panel.mask != Mask::kNone || panel.keys != ~0u;
@@ -340,7 +349,7 @@ void run_strips(const StripRun& run) {
     next.s = reinterpret_cast<float*>(scratch + i % 2 * kLogitBytes);
     next.p = scratch + 2 * kLogitBytes + i % 2 * kWeightBytes;
     if (!values) last.panels = 0;
-    if (last.moved != 0 && last.panels > 0) rescale(run, last);
+    if (last.moved != 0 && last.panels > 0 && !last.fresh) rescale(run, last);
     kRunStep[now.panels][now.masked ? 1 : 0](run, next, now, last, parts);
     if (parts != nullptr && now.panels > 0) store_panel_sums(run, now, parts);
   }
@@ -402,11 +411,12 @@ void finish_strip(const float* o, const float* sum, std::int64_t row, std::int32
                   std::int32_t dim, float* out) {
   const int cols = (dim + kStripDimStep - 1) / kStripDimStep * (kStripDimStep / kSide);
   for (int i = 0; i < count; ++i, ++row, out += dim) {
-    const __m512 inverse = _mm512_set1_ps(sum[row] > 0.0f ? 1.0f / sum[row] : 0.0f);
+    const __mmask16 seen = sum[row] > 0.0f ? 0xffff : 0;
+    const __m512 inverse = _mm512_set1_ps(1.0f / sum[row]);
     const float* from = o + row / kSide * cols * kTileFloats + row % kSide * kSide;
     for (int j = 0; j < dim; j += kSide, from += kTileFloats) {
       _mm512_mask_storeu_ps(out + j, first16(dim - j),
-                            _mm512_mul_ps(_mm512_load_ps(from), inverse));
+                            _mm512_maskz_mul_ps(seen, _mm512_load_ps(from), inverse));
     }
   }
 }
