@@ -2,9 +2,11 @@
 
 #include <vector>
 
+#include "core/cpu_isa.hpp"
 #include "core/error.hpp"
 #include "core/text.hpp"
 #include "kernels/cpu/backend.hpp"
+#include "kernels/cpu/isa.hpp"
 #include "kernels/reference/backend.hpp"
 #ifdef SW_WITH_CUDA
 #include "kernels/cuda/backend.hpp"
@@ -14,6 +16,10 @@
 namespace sw {
 
 std::unique_ptr<Backend> make_backend(const std::string& name, const std::string& cpu_isa) {
+  if (cpu_isa != "auto") {
+    cpu::find_isa(cpu_isa);  // refuses what this CPU does not run
+    limit_cpu_isa(*parse_cpu_isa(cpu_isa));
+  }
   if (name == "reference") return make_reference_backend();
   if (name == "cpu" || name == "auto") return make_cpu_backend(cpu_isa);
   if (name == "cuda") {

@@ -151,12 +151,11 @@ CLI::App& Program::add_command(const std::string& name, const std::string& descr
   common(command->add_option("--backend", common_.backend, "Who computes attention; auto is cpu")
              ->check(CLI::IsMember({"auto", "reference", "cpu", "cuda"}))
              ->capture_default_str());
-  common(
-      command
-          ->add_option("--cpu-isa", common_.cpu_isa,
-                       "Instruction set of the CPU backend: amx_bf16, avx512_bf16, avx512, avx2, "
-                       "portable")
-          ->capture_default_str());
+  common(command
+             ->add_option("--cpu-isa", common_.cpu_isa,
+                          "Widest instruction set of the CPU's attention and model: amx_bf16, "
+                          "avx512_bf16, avx512, avx2, portable")
+             ->capture_default_str());
   common(command->add_option("--seed", common_.seed, "Seed of everything random")
              ->capture_default_str());
   common(command->add_flag("--force", common_.force, "Replace existing output"));

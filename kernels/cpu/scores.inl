@@ -154,7 +154,7 @@ inline void multiply_block(ConstMatrix a, const double* panel, int depth, bool a
     DoubleVec row[SW_VECTORS];
     for (int x = 0; x < SW_VECTORS; ++x) row[x] = load(panel + k * kPanel + x * kDoubles);
     for (int i = 0; i < Rows; ++i) {
-      const DoubleVec factor = DoubleVec{} + a.data[i * a.stride + k];
+      const DoubleVec factor = a.data[i * a.stride + k] - DoubleVec{};
       for (int x = 0; x < SW_VECTORS; ++x) sum[i][x] += factor * row[x];
     }
   }
@@ -250,7 +250,7 @@ void add_row_product(const double* x, const float* m, std::int64_t stride, std::
     DoubleVec sum[Vectors];
     for (int v = 0; v < Vectors; ++v) sum[v] = load(y + j + v * kDoubles);
     for (std::int64_t i = 0; i < rows; ++i) {
-      const DoubleVec factor = DoubleVec{} + x[i];
+      const DoubleVec factor = x[i] - DoubleVec{};
       for (int v = 0; v < Vectors; ++v) {
         sum[v] += factor * load_doubles<DType::kF32>(m, i * stride + j + v * kDoubles);
       }

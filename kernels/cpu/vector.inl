@@ -21,7 +21,8 @@ typedef std::int32_t MemIntVec __attribute__((vector_size(SW_VECTOR_BYTES), alig
 inline Vec load(const float* p) { return *reinterpret_cast<const MemVec*>(p); }
 inline IntVec load(const std::int32_t* p) { return *reinterpret_cast<const MemIntVec*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<MemVec*>(p) = x; }
-inline Vec broadcast(float x) { return Vec{} + x; }
+/// x - 0 is x for every x, so that nothing is left to compute; x + 0 is not for -0.
+inline Vec broadcast(float x) { return x - Vec{}; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 constexpr float kInfinity = __builtin_inff();

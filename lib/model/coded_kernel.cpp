@@ -1,5 +1,7 @@
 #include "model/coded_kernel.hpp"
 
+#include "core/cpu_isa.hpp"
+
 namespace sw {
 
 #ifdef SW_MODEL_X86
@@ -11,7 +13,7 @@ const CodedKernel* find_coded_kernel() {
   static const bool supported =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  if (supported) return &avx512_vnni_coded_kernel();
+  if (supported && cpu_isa_limit() >= CpuIsa::kAvx512) return &avx512_vnni_coded_kernel();
 #endif
   return nullptr;
 }

@@ -56,7 +56,8 @@ struct CodedKernel {
   void (*multiply)(const CodedProduct&);
 };
 
-/// The kernel of this CPU, or null where there is none (no AVX512-VNNI).
+/// The kernel of this CPU, or null where there is none (no AVX512-VNNI, or not within
+/// cpu_isa_limit()).
 const CodedKernel* find_coded_kernel();
 
 }  // namespace sw

@@ -1,9 +1,13 @@
 #include "model/panel_kernel.hpp"
 
+#include "core/cpu_isa.hpp"
+
 namespace sw {
 
 #ifdef SW_MODEL_X86
-const PanelKernel& avx512_bf16_panel_kernel();
+extern const PanelKernel kAvx512Bf16PanelKernel;
+extern const PanelKernel kAvx512PanelKernel;
+extern const PanelKernel kAvx2PanelKernel;
 
 namespace {
 
@@ -17,12 +21,27 @@ bool has_amx_bf16() {
 }  // namespace
 #endif
 
+std::vector<const PanelKernel*> available_panel_kernels() {
+  std::vector<const PanelKernel*> kernels;
+#ifdef SW_MODEL_X86
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) kernels.push_back(&kAvx512Bf16PanelKernel);
+  if (avx512) kernels.push_back(&kAvx512PanelKernel);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    kernels.push_back(&kAvx2PanelKernel);
+  }
+#endif
+  return kernels;
+}
+
 const PanelKernel* find_panel_kernel() {
 #ifdef SW_MODEL_X86
-  static const bool supported =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") && !has_amx_bf16();
-  if (supported) return &avx512_bf16_panel_kernel();
+  const CpuIsa limit = cpu_isa_limit();
+  if (limit == CpuIsa::kAmxBf16 && has_amx_bf16()) return nullptr;
+  for (const PanelKernel* kernel : available_panel_kernels()) {
+    if (*parse_cpu_isa(kernel->name) <= limit) return kernel;
+  }
 #endif
   return nullptr;
 }

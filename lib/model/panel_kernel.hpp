@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
+
+#include "core/dtype.hpp"
 
 /// The inner loop of products with constant weights, for CPUs on which it beats a library: the
 /// weights lie in panels of kPanelOutputs outputs, [inputs, kPanelOutputs] (bf16: [inputs / 2,
@@ -27,11 +30,17 @@ struct PanelProduct {
 };
 
 struct PanelKernel {
-  void (*bf16)(const PanelProduct&);  ///< x and weights bf16, sums in float
-  void (*f32)(const PanelProduct&);
+  const char* name;                   ///< of the instruction set, as in --cpu-isa
+  DType bf16_x;                       ///< of x where the weights are bf16
+  void (*bf16)(const PanelProduct&);  ///< weights bf16, sums in float
+  void (*f32)(const PanelProduct&);   ///< x and weights float
 };
 
-/// The kernel of this CPU, or null where oneDNN is the better choice (no AVX512-BF16, or AMX).
+/// Those that this CPU runs, the widest first.
+std::vector<const PanelKernel*> available_panel_kernels();
+
+/// The widest of them within cpu_isa_limit(), or null where oneDNN is the better choice: with AMX,
+/// and without AVX2.
 const PanelKernel* find_panel_kernel();
 
 }  // namespace sw

@@ -20,6 +20,7 @@ class PanelWeights final : public PackedWeights {
   PanelWeights(const PanelKernel& kernel, std::int64_t inputs, std::int64_t outputs, DType dtype,
                const LoadRow& load_row, WeightArena& arena)
       : product_(dtype == DType::kBf16 ? kernel.bf16 : kernel.f32),
+        widens_(dtype == DType::kBf16 && kernel.bf16_x == DType::kF32),
         inputs_(inputs),
         outputs_(outputs),
         element_bytes_(static_cast<std::int64_t>(dtype_size(dtype))),
@@ -39,6 +40,17 @@ class PanelWeights final : public PackedWeights {
 
   void multiply(const void* x, std::int64_t rows, std::span<const float> bias, bool add,
                 float* y) const override {
+    std::unique_ptr<float[]> wide;
+    if (widens_) {
+      wide.reset(new float[static_cast<std::size_t>(rows * inputs_)]);
+      parallel_for(rows, [&](std::int64_t row, int) {
+        convert_to_float(static_cast<const Bf16*>(x) + row * inputs_, DType::kBf16, inputs_,
+                         wide.get() + row * inputs_);
+      });
+      x = wide.get();
+    }
+    const std::int64_t x_row_bytes =
+        inputs_ * (widens_ ? std::int64_t{sizeof(float)} : element_bytes_);
     const std::int64_t task_bytes = rows == 1 ? kLoneRowTaskBytes : kTaskBytes;
     const std::int64_t share = (panels_ + num_threads() - 1) / num_threads();
     const std::int64_t panels = std::clamp<std::int64_t>(task_bytes / panel_bytes_, 1, share);
@@ -50,7 +62,7 @@ class PanelWeights final : public PackedWeights {
       for (std::int64_t p = begin; p < std::min(begin + panels, panels_); ++p) {
         const std::int64_t output = p * kPanelOutputs;
         product_({
-            .x = static_cast<const std::byte*>(x) + row * inputs_ * element_bytes_,
+            .x = static_cast<const std::byte*>(x) + row * x_row_bytes,
             .weights = data_ + p * panel_bytes_,
             .bias = bias.empty() ? nullptr : bias.data() + output,
             .y = y + row * outputs_ + output,
@@ -80,6 +92,7 @@ class PanelWeights final : public PackedWeights {
   }
 
   void (*product_)(const PanelProduct&);
+  bool widens_;  // x to float, once for all panels
   std::int64_t inputs_;
   std::int64_t outputs_;
   std::int64_t element_bytes_;

@@ -1,5 +1,7 @@
 #include "model/row_kernels.hpp"
 
+#include "core/cpu_isa.hpp"
+
 namespace sw {
 
 extern const RowKernels portable_row_kernels;
@@ -24,8 +26,16 @@ std::vector<const RowKernels*> available_row_kernels() {
 }
 
 const RowKernels& row_kernels() {
-  static const RowKernels& chosen = *available_row_kernels().front();
-  return chosen;
+#ifdef SW_MODEL_X86
+  static const std::vector<const RowKernels*> available = available_row_kernels();
+  const CpuIsa limit = cpu_isa_limit();
+  for (const RowKernels* kernels : available) {
+    if (kernels == &avx512_row_kernels && limit < CpuIsa::kAvx512) continue;
+    if (kernels == &avx2_row_kernels && limit < CpuIsa::kAvx2) continue;
+    return *kernels;
+  }
+#endif
+  return portable_row_kernels;
 }
 
 }  // namespace sw

@@ -25,7 +25,7 @@ struct RowKernels {
 
 /// Those that run on this CPU, the widest first: AVX-512, AVX2, portable.
 std::vector<const RowKernels*> available_row_kernels();
-/// The first of them.
+/// The first of them within cpu_isa_limit().
 const RowKernels& row_kernels();
 
 }  // namespace sw

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu_isa.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "core/rng.hpp"
@@ -25,21 +26,25 @@ std::vector<float> random_values(std::int64_t count, std::uint64_t seed) {
   return values;
 }
 
-/// Both ways to store weights; the panels only where this CPU has a kernel for them.
+/// Every way to store weights: oneDNN's, and the panels of each kernel that this CPU runs.
 class LinearTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    if (panels() && !find_panel_kernel()) GTEST_SKIP() << "no panel kernel for this CPU";
+    if (onednn()) return;
+    for (const PanelKernel* kernel : available_panel_kernels()) {
+      if (std::string(GetParam()) == kernel->name) kernel_ = kernel;
+    }
+    if (kernel_ == nullptr) GTEST_SKIP() << "this CPU does not run " << GetParam();
   }
-  bool panels() const { return std::string(GetParam()) == "panels"; }
+  bool onednn() const { return std::string(GetParam()) == "onednn"; }
 
   std::unique_ptr<const PackedWeights> pack(std::int64_t inputs, std::int64_t outputs, DType dtype,
                                             const std::vector<float>& w) {
     const auto load_row = [&](std::int64_t row, float* out) {
       std::copy_n(w.data() + row * inputs, inputs, out);
     };
-    return panels() ? pack_panels(*find_panel_kernel(), inputs, outputs, dtype, load_row, arena_)
-                    : pack_onednn(inputs, outputs, dtype, load_row, arena_);
+    return onednn() ? pack_onednn(inputs, outputs, dtype, load_row, arena_)
+                    : pack_panels(*kernel_, inputs, outputs, dtype, load_row, arena_);
   }
 
   /// Runs body(dtype) in f32 and, where it can be computed, in bf16.
@@ -53,6 +58,7 @@ class LinearTest : public ::testing::TestWithParam<const char*> {
     }
   }
 
+  const PanelKernel* kernel_ = nullptr;
   WeightArena arena_;
 };
 
@@ -122,7 +128,22 @@ TEST_P(LinearTest, ARowDoesNotDependOnTheNumberOfRows) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Weights, LinearTest, ::testing::Values("panels", "onednn"),
+/// The kernel that is chosen is the widest within the limit, and none with AMX or without AVX2.
+TEST(PanelKernel, FollowsTheLimitOnInstructionSets) {
+  const auto name = [](CpuIsa limit) {
+    limit_cpu_isa(limit);
+    const PanelKernel* kernel = find_panel_kernel();
+    limit_cpu_isa(CpuIsa::kAmxBf16);
+    return std::string(kernel != nullptr ? kernel->name : "none");
+  };
+  EXPECT_EQ(name(CpuIsa::kPortable), "none");
+  for (const PanelKernel* kernel : available_panel_kernels()) {
+    EXPECT_EQ(name(*parse_cpu_isa(kernel->name)), kernel->name);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Weights, LinearTest,
+                         ::testing::Values("avx512_bf16", "avx512", "avx2", "onednn"),
                          [](const auto& param) { return std::string(param.param); });
 
 }  // namespace
