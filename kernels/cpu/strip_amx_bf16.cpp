@@ -171,6 +171,7 @@ inline void multiply_keys(const StripRun& run, const Step& step, Beside& beside)
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, k + (depth + j) * kTileBytes, kRowBytes);
       _tile_dpbf16ps(1, 4, 7);
+      beside.advance();
       _tile_loadd(5, q + (depth + j) * kTileBytes, kRowBytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
@@ -227,6 +228,7 @@ inline void multiply_values(const StripRun& run, const Step& step, Beside& besid
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, v + kTileBytes, kRowBytes);
       _tile_dpbf16ps(1, 4, 7);
+      beside.advance();
       _tile_loadd(5, p + row_bytes + u * kTileBytes, kRowBytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
@@ -282,7 +284,7 @@ template <int Panels, bool Masked>
 __attribute__((noinline)) void run_step(const StripRun& run, const Step& next, Step& now,
                                         const Step& last, float* parts) {
   Softmax<Panels, Masked> softmax(run, now, parts,
-                                  (next.panels + last.panels) * (run.dim / kStripDimStep));
+                                  2 * (next.panels + last.panels) * (run.dim / kStripDimStep));
   order_memory();
   if (next.panels > 0) multiply_keys(run, next, softmax);
   if (last.panels > 0) multiply_values(run, last, softmax);
