@@ -153,8 +153,7 @@ class GpuProfile {
     selector.walk(walk, timer_.stream());
     const auto select_all = [&](double density, cudaStream_t stream) {
       selector.transition(q.pointer(), k.pointer(), element_, tokens, kLayer, stream);
-      selector.walk(walk, stream);
-      return selector.select(density, stream);
+      return selector.walk_and_select(walk, density, stream);
     };
     for (const double density : grid_.densities) {
       const auto arm = [&](const char* part) { return add("prefill", part, density); };

@@ -46,6 +46,9 @@ struct Config {
   static constexpr int shared_bytes =
       kWarpgroups * query_bytes + slots * slot_bytes + control_bytes;
   static constexpr int threads = 128 * (kWarpgroups + 1);
+  // Arrivals of a warpgroup that free a slot: of a lane a warp, or of all where all read the slot's
+  // positions. (Products are done in all lanes when they are in one.)
+  static constexpr int releases = kMasked ? 128 : 4;
   // What the launch gives to a thread, times the threads, is dealt out anew.
   static constexpr int producer_registers = kWarpgroups == 4       ? (kMasked ? 32 : 24)
                                             : ctas == 2 || kMasked ? 40
@@ -539,19 +542,15 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   float o[C::dim / 2];
   std::uint32_t probabilities[C::keys / 4];
   const auto release = [&](int slot) {
-    if constexpr (C::masked) __syncwarp();  // all lanes have read the slot's positions
-    if (leader) ptx::barrier_arrive(shared.empty(slot));
+    if (C::masked || leader) ptx::barrier_arrive(shared.empty(slot));
   };
-  const auto release_queries = [&] {
-    if (leader) ptx::barrier_arrive(shared.query_empty(group));
-  };
+  const auto release_queries = [&] { ptx::barrier_arrive(shared.query_empty(group)); };
 
   for (std::uint32_t query_phase = 0;; query_phase ^= 1) {
     ptx::barrier_wait(shared.query_full(group), query_phase);
     const Tile tile = shared.control->tile[group];
     const int steps = __shfl_sync(0xffffffffu, tile.steps, 0);  // known to be the same in all lanes
     if (steps == 0) break;
-    __syncwarp();  // all lanes have read the tile before one of them releases it
     const int first_query = tile.fine * kFine + warp * 16;
     const auto mask_step = [&](int slot) {
       if constexpr (C::masked) {
@@ -646,11 +645,11 @@ __global__ void __launch_bounds__(C::threads, C::ctas)
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::slots; ++i) {
       ptx::barrier_init(shared.full(i), 1);
-      ptx::barrier_init(shared.empty(i), 4 * C::warpgroups);
+      ptx::barrier_init(shared.empty(i), C::warpgroups * C::releases);
     }
     for (int w = 0; w < C::warpgroups; ++w) {
       ptx::barrier_init(shared.query_full(w), 1);
-      ptx::barrier_init(shared.query_empty(w), 4);
+      ptx::barrier_init(shared.query_empty(w), 128);
     }
     ptx::fence_barrier_init();
   }

@@ -648,6 +648,40 @@ TEST(CudaSelector, EqualsTheReferenceButForTies) {
   }
 }
 
+TEST(CudaSelector, WalkAndSelectEqualsTheTwo) {
+  SW_REQUIRE_GPU(8);
+  const Shape shape{4, 2, 64};
+  for (const std::int64_t n : {1, 64 * 5, 4777, 8192, 8193}) {
+    for (Preset preset : {release(), preprint()}) {
+      for (const Budget& budget : budgets()) {
+        for (const int degree : {0, 3}) {
+          preset.walk.degree = degree;
+          const AttentionShape size{shape.heads, shape.kv_heads, shape.dim, n, 2};
+          Selector apart(size, preset.sketch, preset.walk, budget);
+          Selector joint(size, preset.sketch, preset.walk, budget);
+          WalkMatrix states[] = {apart.make_state(), joint.make_state()};
+          const Layer layer(shape, n, Element::kBf16, 31);
+          for (int index = 0; index < 2; ++index) {
+            for (Selector* selector : {&apart, &joint}) {
+              selector->transition(layer.q_pointer(), layer.k_pointer(), layer.element, n, index,
+                                   nullptr);
+            }
+            apart.walk(states[0], nullptr);
+            apart.select(0.3, nullptr);
+            joint.walk_and_select(states[1], 0.3, nullptr);
+            const BlockGeometry geometry{64, 0, n};
+            expect_same(joint.budget_selector().download(geometry, nullptr),
+                        apart.budget_selector().download(geometry, nullptr));
+            const Matrix scores[] = {states[0].download(), states[1].download()};
+            EXPECT_TRUE(std::ranges::equal(scores[0].values(), scores[1].values()));
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaSelector, LargeContext) {
   SW_REQUIRE_GPU(8);
   const auto reference = make_reference_backend();

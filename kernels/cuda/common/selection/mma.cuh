@@ -162,5 +162,22 @@ __device__ void split(float x, std::uint16_t& high, std::uint16_t& low) {
     low = __bfloat16_as_ushort(__float2bfloat16_rn(x - __bfloat162float(h)));
   }
 }
+/// The same for two neighbours, x.x in the lower half of a word.
+template <class T>
+__device__ void split(float2 x, std::uint32_t& high, std::uint32_t& low) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 h = __float22half2_rn(x);
+    const float2 back = __half22float2(h);
+    const __half2 l = __float22half2_rn(float2{x.x - back.x, x.y - back.y});
+    high = reinterpret_cast<const std::uint32_t&>(h);
+    low = reinterpret_cast<const std::uint32_t&>(l);
+  } else {
+    const __nv_bfloat162 h = __float22bfloat162_rn(x);
+    const float2 back = __bfloat1622float2(h);
+    const __nv_bfloat162 l = __float22bfloat162_rn(float2{x.x - back.x, x.y - back.y});
+    high = reinterpret_cast<const std::uint32_t&>(h);
+    low = reinterpret_cast<const std::uint32_t&>(l);
+  }
+}
 
 }  // namespace sw::cuda

@@ -17,9 +17,9 @@ namespace sw::cuda {
 __device__ inline bool visible(const ScoreArgs& p, int u, int v) {
   return u < p.queries && v < p.keys && (!p.causal || (v >> p.key_shift) <= (u >> p.query_shift));
 }
-/// Whether some pair of the tile at (u0, v0) is not visible.
-__device__ inline bool is_edge(const ScoreArgs& p, int u0, int v0) {
-  return u0 + kTile > p.queries || v0 + kTile > p.keys ||
+/// Whether some pair of the tile of `rows` at (u0, v0) is not visible.
+__device__ inline bool is_edge(const ScoreArgs& p, int u0, int v0, int rows = kTile) {
+  return u0 + rows > p.queries || v0 + kTile > p.keys ||
          (p.causal && ((v0 + kTile - 1) >> p.key_shift) > (u0 >> p.query_shift));
 }
 /// Whether no pair of it is.
@@ -48,7 +48,7 @@ __device__ __forceinline__ void run_products(int count, int chunks, Issue issue,
 /// log2 of the softmax denominators: one CTA for 128 pooled queries of a head, which stay in shared
 /// memory while the keys pass.
 template <class Tile>
-__global__ void __launch_bounds__(kTileThreads, 1) softmax_denominators(ScoreArgs p) {
+__global__ void __launch_bounds__(Tile::kThreads, 1) softmax_denominators(ScoreArgs p) {
   constexpr int kM = Tile::kM;
   constexpr int kN = Tile::kN;
   constexpr int kPlanes = Tile::kPlanes;
@@ -209,11 +209,11 @@ constexpr int kSumStride = kTile + 4;  ///< of the shared f32 tile, against bank
 constexpr int kScaleBuffers = 16;      ///< more heads than can be under way with 8 stages
 constexpr int kScaleBytes = kScaleBuffers * 3 * kTile * static_cast<int>(sizeof(float));
 
-/// Sum over the heads of a chunk of softmax probabilities, one CTA for 128 pooled queries and 128
+/// Sum over the heads of a chunk of softmax probabilities, one CTA for a tile of pooled queries and
 /// pooled keys; pairs of the same two blocks are then added up. kOnePass: these are all keys, and
 /// the denominators are formed here.
 template <class Tile, bool kOnePass>
-__global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p) {
+__global__ void __launch_bounds__(Tile::kThreads, 1) sum_probabilities(ScoreArgs p) {
   constexpr int kM = Tile::kM;
   constexpr int kN = Tile::kN;
   constexpr int kPlanes = Tile::kPlanes;
@@ -229,13 +229,13 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int m0 = warp / Tile::kWarpsN * kM * 16;
   const int n0 = warp % Tile::kWarpsN * kN * 8;
-  const int u0 = static_cast<int>(blockIdx.y) * kTile;
+  const int u0 = static_cast<int>(blockIdx.y) * Tile::kRows;
   const int v0 = static_cast<int>(blockIdx.x) * kTile;
   const int first_head = static_cast<int>(blockIdx.z) * p.head_chunk;
   const int heads = min(p.head_chunk, p.heads - first_head);
   const int group = p.heads / p.kv_heads;
   const int chunks = p.padded_dim / Tile::kChunk;
-  const bool edge = is_edge(p, u0, v0);
+  const bool edge = is_edge(p, u0, v0, Tile::kRows);
 
   float sum[kM][kN][4] = {};
   if (!is_hidden(p, u0, v0)) {
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
         const std::uint32_t k = ring + next_key_slot * kStageBytes + kPlanes * kTileBytes;
 #pragma unroll
         for (int plane = 0; plane < kPlanes; ++plane) {
-          Tile::template copy<kTile>(
+          Tile::template copy<Tile::kRows>(
               q + plane * kTileBytes,
               p.q + plane * p.q_plane + q_row * p.padded_dim + next_chunk * Tile::kChunk,
               p.padded_dim);
@@ -280,8 +280,10 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
                               : which == 1 ? p.lse + q_row
                                            : p.k_scale + k_row;
           const int buffer = next_head % kScaleBuffers;
-          copy_async(scales_address + ((buffer * 3 + which) * kTile + lane * 4) * 4,
-                     from + lane * 4);
+          if (which == 2 || lane * 4 < Tile::kRows) {
+            copy_async(scales_address + ((buffer * 3 + which) * kTile + lane * 4) * 4,
+                       from + lane * 4);
+          }
         }
         if (++next_chunk == chunks) next_chunk = 0, ++next_head;
         if (++next_slot == p.stages) next_slot = 0;
@@ -419,8 +421,8 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
     }
   }
   __syncthreads();
-  const int outputs = (kTile * kTile) >> p.query_shift >> p.key_shift;
-  for (int index = static_cast<int>(threadIdx.x); index < outputs; index += kTileThreads) {
+  const int outputs = (Tile::kRows * kTile) >> p.query_shift >> p.key_shift;
+  for (int index = static_cast<int>(threadIdx.x); index < outputs; index += Tile::kThreads) {
     const int i = index << p.key_shift >> 7;
     const int j = index & ((kTile >> p.key_shift) - 1);
     const std::int64_t block_row = (u0 >> p.query_shift) + i;
@@ -436,30 +438,37 @@ __global__ void __launch_bounds__(kTileThreads, 1) sum_probabilities(ScoreArgs p
   }
 }
 
-/// Launches both kernels.
-template <class Tile>
+/// Launches both kernels; with one tile of keys the second, which takes OnePassTile where a pair of
+/// pools is a pair of blocks.
+template <class Tile, class OnePassTile = void>
 void launch_scores(ScoreArgs p, int head_chunks, cudaStream_t stream) {
-  const auto launch = [&](auto kernel, dim3 grid, int stage_bytes, int other_bytes, int at_least,
-                          const char* name) {
+  const auto launch = [&](auto kernel, dim3 grid, int threads, int stage_bytes, int other_bytes,
+                          int at_least, const char* name) {
     p.stages = pipeline_stages(stage_bytes, other_bytes + kAlignment);
     const int shared = std::max(p.stages * stage_bytes + other_bytes, at_least) + kAlignment;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
-    launch_chained(name, kernel, grid, kTileThreads, static_cast<std::size_t>(shared), stream, p);
+    launch_chained(name, kernel, grid, threads, static_cast<std::size_t>(shared), stream, p);
   };
-  const auto row_tiles = static_cast<unsigned>(p.padded_queries / kTile);
+  auto row_tiles = static_cast<unsigned>(p.padded_queries / kTile);
   const auto col_tiles = static_cast<unsigned>(p.padded_keys / kTile);
   constexpr int kResident = Tile::kPlanes * Tile::kBytes;
-  const auto launch_sums = [&](auto kernel) {
-    launch(kernel, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)),
+  const auto launch_sums = [&](auto kernel, int threads) {
+    launch(kernel, dim3(col_tiles, row_tiles, static_cast<unsigned>(head_chunks)), threads,
            2 * Tile::kPlanes * Tile::kBytes, kScaleBytes, kTile * kSumStride * 4,
            "launch of sum_probabilities");
   };
-  if constexpr (Tile::kWarpsN == 1) {
-    if (col_tiles == 1) return launch_sums(sum_probabilities<Tile, true>);
+  if constexpr (!std::is_void_v<OnePassTile>) {
+    if (col_tiles == 1 && p.query_shift == 0 && p.key_shift == 0) {
+      constexpr int kRows = OnePassTile::kRows;
+      row_tiles = static_cast<unsigned>((p.queries + kRows - 1) / kRows);
+      return launch_sums(sum_probabilities<OnePassTile, true>, OnePassTile::kThreads);
+    }
+    if (col_tiles == 1) return launch_sums(sum_probabilities<Tile, true>, Tile::kThreads);
   }
-  launch(softmax_denominators<Tile>, dim3(row_tiles, static_cast<unsigned>(p.heads)), kResident,
-         p.padded_dim / Tile::kChunk * kResident, 0, "launch of softmax_denominators");
-  launch_sums(sum_probabilities<Tile, false>);
+  launch(softmax_denominators<Tile>, dim3(row_tiles, static_cast<unsigned>(p.heads)),
+         Tile::kThreads, kResident, p.padded_dim / Tile::kChunk * kResident, 0,
+         "launch of softmax_denominators");
+  launch_sums(sum_probabilities<Tile, false>, Tile::kThreads);
 }
 
 }  // namespace sw::cuda

@@ -14,6 +14,31 @@
 /// the same results for the same scores, bit for bit.
 namespace sw::cuda {
 
+inline constexpr int kReleaseDenseRows = 4;
+
+/// What kernels need to select.
+struct SelectArgs {
+  const float* scores;  ///< may be null
+  std::int64_t stride;
+  int rows;
+  int first_row;
+  int key_blocks;
+  Budget::Kind kind;
+  Budget::Forced forced;
+  bool prefill;
+  double density;
+  double quantile;  ///< kRelease: 1 - kfrac
+  int min_blocks;
+  int tau;
+  int window_blocks;  ///< kRelease
+  int sink_blocks;
+  std::int64_t* row_begin;
+  std::int32_t* row_count;
+  std::int32_t* blocks;
+  std::uint8_t* parts;
+  std::int32_t* nan;
+};
+
 /// Owns the selections that it makes; a call allocates nothing and can be captured in a graph.
 class BudgetSelector {
  public:
@@ -32,6 +57,12 @@ class BudgetSelector {
   /// valid until the next call. A score that is not a number sets the flag of saw_nan().
   SelectionView select(const ScoresView& scores, const BlockGeometry& geometry,
                        const Budget& budget, double density, Phase phase, cudaStream_t stream);
+
+  /// For a kernel that selects from scores which it has at hand: what select() would launch with,
+  /// and the view that it would return.
+  SelectArgs plan(const ScoresView& scores, const BlockGeometry& geometry, const Budget& budget,
+                  double density, Phase phase);
+  const SelectionView& view() const { return view_; }
 
   /// The part (attention/selection.hpp) of each element of the last view's `blocks`.
   const std::uint8_t* parts() const { return parts_.data(); }

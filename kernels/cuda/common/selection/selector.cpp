@@ -80,4 +80,18 @@ SelectionView Selector::select(double density, cudaStream_t stream) {
   return selector_.select(scores_, geometry_, budget_, density, Phase::kPrefill, stream);
 }
 
+SelectionView Selector::walk_and_select(WalkMatrix& state, double density, cudaStream_t stream) {
+  const WalkParams& w = walk_params_;
+  if (w.kind != WalkParams::Kind::kDamped ||
+      !Walk::damped_selects(a_.blocks(), w.damping, w.degree)) {
+    walk(state, stream);
+    return select(density, stream);
+  }
+  const SelectArgs args =
+      selector_.plan(ScoresView{}, geometry_, budget_, density, Phase::kPrefill);
+  walk_->damped(a_, state, w.damping, w.degree, stream, &args);
+  scores_ = state.view();
+  return selector_.view();
+}
+
 }  // namespace sw::cuda

@@ -51,6 +51,9 @@ class Selector {
   /// Selects by the scores of the last walk. `density` as in select_blocks().
   SelectionView select(double density, cudaStream_t stream);
 
+  /// walk() and select(), in one launch where few blocks let them.
+  SelectionView walk_and_select(WalkMatrix& state, double density, cudaStream_t stream);
+
   const SplitMatrix& matrix() const { return a_; }
   Transition& sketch() { return transition_; }
   BudgetSelector& budget_selector() { return selector_; }

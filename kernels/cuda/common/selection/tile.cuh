@@ -2,8 +2,8 @@
 
 #include "kernels/cuda/common/selection/mma.cuh"
 
-/// Ways of multiplying tiles: what the kernels of selection are written for. A tile of 128 rows is
-/// the work of 8 warps; a warp holds kM x kN fragments of 16 x 8 in the layout of mma.sync.
+/// Ways of multiplying tiles: what the kernels of selection are written for. A tile of kRows x 128
+/// is the work of kThreads; a warp holds kM x kN fragments of 16 x 8 in the layout of mma.sync.
 namespace sw::cuda {
 
 inline constexpr int kTileThreads = 256;
@@ -37,6 +37,8 @@ __device__ inline void wait_copies(int pending) {
 /// mma.sync: 2 warps below one another, 4 abreast.
 template <class T, int kTerms>
 struct PortableTile {
+  static constexpr int kThreads = kTileThreads;
+  static constexpr int kRows = 128;
   static constexpr int kM = 4;
   static constexpr int kN = 4;
   static constexpr int kWarpsN = 4;
@@ -45,9 +47,9 @@ struct PortableTile {
   static constexpr int kBytes = 128 * kRowBytes;  ///< of one operand tile
   static constexpr int kBehind = 1;  ///< stages that are being read when the next is asked for
 
-  template <int kRows>
+  template <int kCount>
   __device__ static void copy(std::uint32_t to, const std::uint16_t* from, std::int64_t stride) {
-    copy_tile<kRows, kTileThreads>(to, from, stride);
+    copy_tile<kCount, kTileThreads>(to, from, stride);
   }
   __device__ static void wait(int stages) {
     wait_copies(stages - kBehind - 1);

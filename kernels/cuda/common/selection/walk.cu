@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <stdexcept>
 
 #include "kernels/cuda/common/error.hpp"
 #include "kernels/cuda/common/selection/chain.cuh"
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 #include "kernels/cuda/common/selection/mma.cuh"
+#include "kernels/cuda/common/selection/select_row.cuh"
 #include "kernels/cuda/common/selection/split_scale.hpp"
 #include "kernels/cuda/common/selection/walk.hpp"
 #include "kernels/cuda/common/selection/walk_step.hpp"
@@ -11,7 +13,7 @@
 namespace sw::cuda {
 namespace {
 
-constexpr int kRowBlocks = 128;
+constexpr int kRowBlocks = Walk::kRowBlocks;
 constexpr int kParts = 4;  ///< of the contraction, one group of 128 threads each
 
 struct RowsArgs {
@@ -28,11 +30,12 @@ struct RowsArgs {
 };
 
 /// All steps of a damped walk over at most 128 blocks in f32, a CTA a row: rows need no other rows
-/// of the state, and A stays in the L1 cache.
-template <class T>
-__global__ void __launch_bounds__(kRowBlocks* kParts) walk_rows(RowsArgs p) {
+/// of the state, and A stays in the L1 cache. kSelect: then selects by the row.
+template <class T, bool kSelect>
+__global__ void __launch_bounds__(kRowBlocks* kParts) walk_rows(RowsArgs p, SelectArgs s) {
   __shared__ float state[kRowBlocks];
   __shared__ float parts[kParts][kRowBlocks];
+  const RowPlan plan(s, static_cast<int>(blockIdx.x) + 1);
   wait_for_previous();
   const int j = static_cast<int>(threadIdx.x) % kRowBlocks;
   const int part = static_cast<int>(threadIdx.x) / kRowBlocks;
@@ -62,9 +65,18 @@ __global__ void __launch_bounds__(kRowBlocks* kParts) walk_rows(RowsArgs p) {
     }
     __syncthreads();
   }
-  if (part != 0) return;
-  if (inside) p.values[at] = state[j];
-  split<T>(state[j] * kSplitScale<T>, p.high[at], p.low[at]);
+  if (part == 0) {
+    if (inside) p.values[at] = state[j];
+    split<T>(state[j] * kSplitScale<T>, p.high[at], p.low[at]);
+  }
+  if constexpr (kSelect) {
+    using RowType = Row<32, kRowBlocks / 32>;
+    __shared__ typename RowType::Shared shared;
+    if (threadIdx.x >= 32) return;
+    RowType row(shared);
+    select_row<RowType, kRowBlocks / 32>(row, s, plan, 0, static_cast<int>(blockIdx.x),
+                                         [&](int j) { return state[j]; });
+  }
 }
 
 void multiply(const SplitMatrix& x, const SplitMatrix& a, bool single, WalkArgs args,
@@ -87,7 +99,10 @@ void multiply(const SplitMatrix& x, const SplitMatrix& a, bool single, WalkArgs 
 Walk::Walk(int max_blocks, Split split) : odd_(max_blocks, split), even_(max_blocks, split) {}
 
 void Walk::damped(const SplitMatrix& a, SplitMatrix& state, double damping, int degree,
-                  cudaStream_t stream) {
+                  cudaStream_t stream, const SelectArgs* select) {
+  if (select != nullptr && !damped_selects(a.blocks(), damping, degree)) {
+    throw std::logic_error("selection by the rows of a walk that has none at hand");
+  }
   const bool first = state.empty();
   state.resize(a.blocks());
   if (damping == 0.0 || degree == 0) return copy_matrix(a, state, stream);
@@ -99,9 +114,15 @@ void Walk::damped(const SplitMatrix& a, SplitMatrix& state, double damping, int 
                         keep,        gain,       degree,         a.blocks(),   a.stride()};
     const auto launch = [&](auto kernel) {
       launch_chained("launch of walk_rows", kernel, dim3(static_cast<unsigned>(a.blocks())),
-                     kRowBlocks * kParts, 0, stream, args);
+                     kRowBlocks * kParts, 0, stream, args,
+                     select != nullptr ? *select : SelectArgs{});
     };
-    a.split() == Split::kF16 ? launch(walk_rows<__half>) : launch(walk_rows<__nv_bfloat16>);
+    if (a.split() == Split::kF16) {
+      select != nullptr ? launch(walk_rows<__half, true>) : launch(walk_rows<__half, false>);
+    } else {
+      select != nullptr ? launch(walk_rows<__nv_bfloat16, true>)
+                        : launch(walk_rows<__nv_bfloat16, false>);
+    }
     return;
   }
   odd_.resize(a.blocks());

@@ -4,7 +4,7 @@
 namespace sw::cuda {
 
 void launch_scores_hopper(const ScoreArgs& args, int head_chunks, cudaStream_t stream) {
-  launch_scores<HopperTile>(args, head_chunks, stream);
+  launch_scores<HopperTile<2>, HopperTile<1>>(args, head_chunks, stream);
 }
 
 }  // namespace sw::cuda

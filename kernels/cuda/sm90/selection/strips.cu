@@ -152,15 +152,15 @@ __device__ void multiply_strips(const StripArgs& args, const StripWork& work,
   const int column = warpgroup * 128;           // of this CTA's
   const int pair = lane % 4 * 2;                // of each 8 columns
   int key_turn = -1;
-  int kv_head = -1;  // whose keys are there
+  const bool one_group = p.kv_heads == 1;
   StripItem item(work);
-  StripItem added = item;  // the next whose probabilities are added
+  int strip = item.strip;  // of the item whose probabilities are added next
+  int heads_left = work.heads - item.head;
   float row_scale[2];
   float sum[64] = {};
 
   const auto multiply = [&](float(&acc)[64], int t) {
-    const bool new_keys = item.kv_head != kv_head;
-    kv_head = item.kv_head;
+    const bool new_keys = t == 0 || (item.in_group == 0 && !one_group);
     key_turn += new_keys;
     const float* scale = p.q_scale + item.head * p.padded_queries + item.strip * kRows + row;
     row_scale[0] = scale[0];
@@ -191,7 +191,7 @@ __device__ void multiply_strips(const StripArgs& args, const StripWork& work,
     if (warpgroup == 0 || t + 1 < work.items) {
       ptx::named_arrive(kTurnBarrier + (warpgroup ^ 1), kWarpgroups * 128);
     }
-    const bool last_of_keys = t + 1 < work.items && item.next(work).kv_head != kv_head;
+    const bool last_of_keys = t + 1 < work.items && item.in_group + 1 == work.group && !one_group;
     const auto release = [&](int c) {
       const int slot = (t * kChunks + c) % kQuerySlots;
       if (thread < args.ctas) {
@@ -316,9 +316,7 @@ __device__ void multiply_strips(const StripArgs& args, const StripWork& work,
 #pragma unroll
     for (int i = 0; i < 64; ++i) sum[i] = fmaf(acc[i], factor[i / 2 % 2], sum[i]);
 
-    const int strip = added.strip;
-    added = added.next(work);
-    if (t + 1 < work.items && added.strip == strip) return;
+    if (--heads_left > 0 && t + 1 < work.items) return;
     const int piece = work.cluster - args.pieces.cluster_of(strip * work.heads);
     float* out = p.sums + piece * (p.blocks * p.sum_stride) + work.v0 + column + pair;
 #pragma unroll
@@ -332,6 +330,8 @@ __device__ void multiply_strips(const StripArgs& args, const StripWork& work,
         }
       }
     }
+    ++strip;
+    heads_left = work.heads;
 #pragma unroll
     for (int i = 0; i < 64; ++i) sum[i] = 0.0f;
   };

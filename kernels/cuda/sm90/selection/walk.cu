@@ -83,6 +83,108 @@ __device__ void copy_steps(const TiledWalkArgs& args, Memory& m, int panels, int
   }
 }
 
+/// What a thread has of the tile of `out`: two rows, and two of every 8 columns.
+template <int kPanels>
+class WalkTile {
+ public:
+  static constexpr int kEights = kPanels * 8;
+
+  __device__ WalkTile(const WalkArgs& args, int row, int lane)
+      : p_(args),
+        row_(static_cast<int>(blockIdx.x) * kRows + row + lane / 4),
+        begin_(static_cast<int>(blockIdx.y) * kPanels * kPanelCols),
+        column_(begin_ + lane % 4 * 2),
+        odd_(lane % 2 == 1) {}
+
+  /// Asks for A of row `half`.
+  __device__ void load(int half) {
+    if (p_.a == nullptr || !inside(half)) {
+#pragma unroll
+      for (float2& x : a_) x = float2{};
+      return;
+    }
+    const float* from = p_.a + offset(half);
+    each_16([&](int n) {
+      a_[n] = *reinterpret_cast<const float2*>(from + n * 8);
+      a_[n + 1] = *reinterpret_cast<const float2*>(from + n * 8 + 8);
+    });
+  }
+
+  /// Writes `out` for the products of the tile; A of row 0 has been asked for.
+  template <class T>
+  __device__ void write(float (&acc)[kEights * 4]) {
+    const float gain = p_.gain / (kSplitScale<T> * kSplitScale<T>);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 out[kEights];
+#pragma unroll
+      for (int n = 0; n < kEights; ++n) {
+        out[n].x = fmaf(p_.keep, a_[n].x, gain * acc[n * 4 + half * 2]);
+        out[n].y = fmaf(p_.keep, a_[n].y, gain * acc[n * 4 + half * 2 + 1]);
+      }
+      if (half == 0) load(1);
+      if (begin_ + kPanels * kPanelCols > p_.blocks) {
+#pragma unroll
+        for (int n = 0; n < kEights; ++n) {
+          if (column_ + n * 8 >= p_.blocks) out[n].x = 0.0f;
+          if (column_ + n * 8 + 1 >= p_.blocks) out[n].y = 0.0f;
+        }
+      }
+      if (p_.values != nullptr) {
+        float* to = p_.values + offset(half);
+        each_16([&](int n) {
+          if (!inside(half)) return;
+          *reinterpret_cast<float2*>(to + n * 8) = out[n];
+          *reinterpret_cast<float2*>(to + n * 8 + 8) = out[n + 1];
+        });
+      }
+      if (p_.high != nullptr) write_operands<T>(out, half);
+    }
+  }
+
+ private:
+  __device__ bool inside(int half) const { return row_ + half * 8 < p_.blocks; }
+  __device__ std::int64_t offset(int half) const { return (row_ + half * 8) * p_.stride + column_; }
+  /// Calls use(n) for every other 8 columns, up to the stride: a multiple of 128.
+  template <class Use>
+  __device__ void each_16(Use use) const {
+#pragma unroll
+    for (int n = 0; n < kEights; n += 2) {
+      if (n == 16 && begin_ + 128 >= p_.stride) break;
+      use(n);
+    }
+  }
+  /// Neighbouring lanes trade words, so that each writes 8 bytes and four of them 32.
+  template <class T>
+  __device__ void write_operands(const float2 (&out)[kEights], int half) const {
+    const std::int64_t first = offset(half) + (odd_ ? 8 - 2 : 0);
+    each_16([&](int n) {
+      std::uint32_t high[2];
+      std::uint32_t low[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float2 x = out[n + i];
+        split<T>(float2{x.x * kSplitScale<T>, x.y * kSplitScale<T>}, high[i], low[i]);
+      }
+      const auto store = [&](std::uint16_t* to, const std::uint32_t(&words)[2]) {
+        const std::uint32_t other = __shfl_xor_sync(0xffffffffu, odd_ ? words[0] : words[1], 1);
+        if (!inside(half)) return;
+        *reinterpret_cast<uint2*>(to + first + n * 8) =
+            odd_ ? uint2{other, words[1]} : uint2{words[0], other};
+      };
+      store(p_.high, high);
+      if (p_.low != nullptr) store(p_.low, low);
+    });
+  }
+
+  const WalkArgs& p_;
+  int row_;
+  int begin_;  ///< first column of the tile
+  int column_;
+  bool odd_;
+  float2 a_[kEights] = {};
+};
+
 template <class T, int kPanels, int kTerms>
 __device__ void multiply_steps(const WalkArgs& p, WalkMemory<kPanels, kTerms>& m, int steps) {
   using Memory = WalkMemory<kPanels, kTerms>;
@@ -95,6 +197,8 @@ __device__ void multiply_steps(const WalkArgs& p, WalkMemory<kPanels, kTerms>& m
           ptx::address_in(ptx::shared_address(&m.empty[step % Memory::kStages]), thread));
     }
   };
+  WalkTile<kPanels> tile(p, warpgroup * 64 + thread / 32 * 16, lane);
+  tile.load(0);  // long before it is needed
   float acc[kPanels * 32];
   for (int step = 0; step < steps; ++step) {
     auto& stage = m.stages[step % Memory::kStages];
@@ -122,44 +226,7 @@ __device__ void multiply_steps(const WalkArgs& p, WalkMemory<kPanels, kTerms>& m
   }
   ptx::mma_wait<0>();
   ptx::pin(acc);
-
-  const float gain = p.gain / (kSplitScale<T> * kSplitScale<T>);
-  const std::int64_t row0 =
-      static_cast<std::int64_t>(blockIdx.x) * kRows + warpgroup * 64 + thread / 32 * 16 + lane / 4;
-  const std::int64_t col0 =
-      static_cast<std::int64_t>(blockIdx.y) * kPanels * kPanelCols + lane % 4 * 2;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t i = row0 + half * 8;
-    if (i >= p.blocks) continue;
-    // All loads first: the compiler may not move one across a store.
-    float2 a[kPanels * 8] = {};
-    if (p.a != nullptr) {
-#pragma unroll
-      for (int n = 0; n < kPanels * 8; ++n) {
-        if (kPanels < 4 || col0 + n * 8 < p.stride) {
-          a[n] = *reinterpret_cast<const float2*>(p.a + i * p.stride + col0 + n * 8);
-        }
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kPanels * 8; ++n) {
-      const std::int64_t j = col0 + n * 8;
-      if (kPanels == 4 && j >= p.stride) continue;
-      const std::int64_t at = i * p.stride + j;
-      float2 out{gain * acc[n * 4 + half * 2], gain * acc[n * 4 + half * 2 + 1]};
-      out.x = j < p.blocks ? fmaf(p.keep, a[n].x, out.x) : 0.0f;
-      out.y = j + 1 < p.blocks ? fmaf(p.keep, a[n].y, out.y) : 0.0f;
-      if (p.values != nullptr) *reinterpret_cast<float2*>(p.values + at) = out;
-      if (p.high == nullptr) continue;
-      ushort2 high;
-      ushort2 low;
-      split<T>(out.x * kSplitScale<T>, high.x, low.x);
-      split<T>(out.y * kSplitScale<T>, high.y, low.y);
-      *reinterpret_cast<ushort2*>(p.high + at) = high;
-      if (p.low != nullptr) *reinterpret_cast<ushort2*>(p.low + at) = low;
-    }
-  }
+  tile.template write<T>(acc);
 }
 
 template <class T, int kPanels, int kTerms>
