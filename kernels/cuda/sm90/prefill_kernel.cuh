@@ -544,6 +544,7 @@ __device__ void consume(const PrefillParams& p, const Shared<C>& shared) {
   const auto release = [&](int slot) {
     if (C::masked || leader) ptx::barrier_arrive(shared.empty(slot));
   };
+  // Each lane has read the tile, and says so for itself.
   const auto release_queries = [&] { ptx::barrier_arrive(shared.query_empty(group)); };
 
   for (std::uint32_t query_phase = 0;; query_phase ^= 1) {

@@ -14,7 +14,7 @@
 /// the same results for the same scores, bit for bit.
 namespace sw::cuda {
 
-inline constexpr int kReleaseDenseRows = 4;
+inline constexpr int kReleaseDenseRows = 4;  ///< the last of a prefill, in the budget release
 
 /// What kernels need to select.
 struct SelectArgs {
