@@ -490,83 +490,60 @@ __device__ inline void store_result(const Arguments& a, int unit_index, int row,
   }
 }
 
-/// Joins the parts of a unit, pass by pass in the order of the thread blocks that made them.
+/// Joins the parts of a unit, pass by pass in the order of the thread blocks that made them. Each
+/// thread makes four elements of a row and works out the weights of the parts itself: that is less
+/// than waiting for others to do it.
 template <class T, int kDim>
 __device__ inline void merge_parts(const Arguments& a, int unit_index, const Parts& forced,
-                                   const Parts& others, float* shared) {
-  const int lane = threadIdx.x % 32;
+                                   const Parts& others) {
+  constexpr int kAtOnce = 16;  // parts whose loads are under way together
   const int split = forced.count();
   const int count = split + others.count();
   // Parts of a pass lie two slots apart, but for the first.
   const int forced_slot = slot_of(a, 0, unit_index, forced, forced.first);
   const int other_slot = slot_of(a, passes_of(a) - 1, unit_index, others, others.first);
-  const auto slot = [&](int part) {
-    const int within = part < split ? part : part - split;
-    return ((part < split ? forced_slot : other_slot) + 2 * within - (within > 0 ? 1 : 0)) * a.rows;
-  };
-  float* weights = shared;                 // [count, rows]
-  float* sums = weights + count * a.rows;  // [count, rows]
-  float* total = sums + count * a.rows;    // [rows, 2]
-  // Each thread's pieces of the parts, as many at a time as there is room for: all, but for very
-  // many heads.
-  const int stage_begin = ((2 * count + 2) * a.rows + 3) / 4;
-  auto* stage = reinterpret_cast<float4*>(shared) + stage_begin + threadIdx.x;
-  const int room = (Ring<kDim>::kBytes / 16 - stage_begin) / kThreads;
-  const int indices = a.rows * kDim / 4;
-  const auto start = [&](int first, int index) {
-#pragma unroll 4
-    for (int part = first; part < min(first + room, count); ++part) {
-      copy_async_16(stage + (part - first) * kThreads,
-                    reinterpret_cast<const float4*>(a.partial + slot(part) * kDim) + index, true);
-    }
-    copy_async_commit();
-  };
-  if (static_cast<int>(threadIdx.x) < indices) start(0, threadIdx.x);
-
-  for (int row = threadIdx.x / 32; row < a.rows; row += kWarps) {
-    float largest = -INFINITY;
-    for (int part = lane; part < count; part += 32) {
-      const float2 ml = __ldcg(a.partial_ml + slot(part) + row);
-      weights[part * a.rows + row] = ml.x;
-      sums[part * a.rows + row] = ml.y;
-      largest = fmaxf(largest, ml.x);
-    }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, mask));
-    }
-    float sum = 0.0f;
-    for (int part = lane; part < count; part += 32) {
-      const float weight = rescale(weights[part * a.rows + row], largest);
-      weights[part * a.rows + row] = weight;
-      sum += sums[part * a.rows + row] * weight;
-    }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    if (lane == 0) {
-      total[2 * row] = largest;
-      total[2 * row + 1] = sum;
-    }
-  }
-  __syncthreads();
-  for (int index = threadIdx.x; index < indices; index += kThreads) {
+#pragma unroll 1
+  for (int index = threadIdx.x; index < a.rows * kDim / 4; index += kThreads) {
     const int row = index / (kDim / 4);
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (int first = 0; first < count; first += room) {
-      if (first > 0 || index >= kThreads) start(first, index);
-      copy_async_wait<0>();
-#pragma unroll 4
-      for (int part = first; part < min(first + room, count); ++part) {
-        const float weight = weights[part * a.rows + row];
-        const float4 piece = stage[(part - first) * kThreads];
-        sum.x += piece.x * weight;
-        sum.y += piece.y * weight;
-        sum.z += piece.z * weight;
-        sum.w += piece.w * weight;
+    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float largest = -INFINITY;
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int first = 0; first < count; first += kAtOnce) {
+      float4 piece[kAtOnce];
+      float2 ml[kAtOnce];
+      float top = largest;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int part = first + k;
+        piece[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        ml[k] = make_float2(-INFINITY, 0.0f);
+        if (part < count) {
+          const int within = part < split ? part : part - split;
+          const int slot =
+              (part < split ? forced_slot : other_slot) + 2 * within - (within > 0 ? 1 : 0);
+          piece[k] = __ldcg(reinterpret_cast<const float4*>(a.partial) +
+                            static_cast<std::int64_t>(slot) * a.rows * (kDim / 4) + index);
+          ml[k] = __ldcg(a.partial_ml + slot * a.rows + row);
+        }
       }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) top = fmaxf(top, ml[k].x);
+      const float before = rescale(largest, top);
+      total = make_float4(total.x * before, total.y * before, total.z * before, total.w * before);
+      sum *= before;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const float weight = rescale(ml[k].x, top);
+        total.x += piece[k].x * weight;
+        total.y += piece[k].y * weight;
+        total.z += piece[k].z * weight;
+        total.w += piece[k].w * weight;
+        sum += ml[k].y * weight;
+      }
+      largest = top;
     }
-    store_result<T>(a, unit_index, row, index % (kDim / 4) * 4, kDim, sum, total[2 * row],
-                    total[2 * row + 1]);
+    store_result<T>(a, unit_index, row, index % (kDim / 4) * 4, kDim, total, largest, sum);
   }
 }
 
@@ -762,7 +739,7 @@ __global__ void __maxnreg__(Ring<kDim>::kRegisters)
     }
     if (passes == 1 && others.count() == 1) continue;  // its result is written
     if (arrive(a, u, (before ? 1 : 0) + (now ? 1 : 0), forced.count() + others.count())) {
-      merge_parts<T, kDim>(a, u, forced, others, shared);
+      merge_parts<T, kDim>(a, u, forced, others);
     }
     __syncthreads();
   }

@@ -350,22 +350,23 @@ __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles
     for (int e = 0; e < 4; ++e) s[tile][e] = 0.0f;
   }
   if (first_key < t.keys) {
+    const int step = 8 * a.rank;
 #pragma unroll 1
     for (int pair = 0; pair < a.rank / 32; ++pair) {
       // 32 elements in two steps; which element is which k of the product does not matter as long
-      // as both sides agree, so each lane takes 8 in a row.
+      // as both sides agree, so each lane takes 8 in a row. Rows 8 apart are swizzled alike.
       const int chunk = pair * 4 + lane % 4;
-      const auto load = [&](const __half* base, int r) {
-        return *reinterpret_cast<const uint4*>(base + swizzled(r, chunk, a.rank));
-      };
-      const uint4 top = load(tiles.queries, row);
-      const uint4 bottom = load(tiles.queries, row + 8);
+      const __half* query = tiles.queries + swizzled(row, chunk, a.rank);
+      const uint4 top = *reinterpret_cast<const uint4*>(query);
+      const uint4 bottom = *reinterpret_cast<const uint4*>(query + step);
       const std::uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
       const std::uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
+      const __half* key = tiles.keys + swizzled(first_key + lane / 4, chunk, a.rank);
 #pragma unroll
       for (int tile = 0; tile < kKeyTiles; ++tile) {
         if (tile % 2 == 0 && first_key + tile * 8 >= t.keys) break;
-        const uint4 b = load(tiles.keys, first_key + tile * 8 + lane / 4);
+        const uint4 b = *reinterpret_cast<const uint4*>(key);
+        key += step;
         mma_16x8x16<__half>(s[tile], low, b.x, b.y);
         mma_16x8x16<__half>(s[tile], high, b.z, b.w);
       }
@@ -719,6 +720,9 @@ __device__ void keep_transition(const Arguments& a, const Step& s, const float* 
   }
 }
 
+/// A warp multiplies the rows whose entries of x its own lanes have stored, four a lane.
+constexpr int kWarpRows = 128;
+
 /// sum over i of x[i] A[i, j] for `count` <= 16 neighbouring columns at `from`, in shared or global
 /// memory; thread k < count calls use(result of column k). Two calls that follow each other need a
 /// scratch each. The two parts of x are rows 0 and 1 of a matrix product.
@@ -730,7 +734,8 @@ __device__ inline void multiply_columns(const __half* from, int count, int strid
   const int warp = threadIdx.x / 32;
   float sum[2][4] = {};
 #pragma unroll 2
-  for (int base = warp * 32; base < blocks; base += kWarps * 32) {
+  for (int base = warp * kWarpRows; base < blocks;
+       base += base % kWarpRows < kWarpRows - 32 ? 32 : kWarps * kWarpRows - (kWarpRows - 32)) {
     // Which row is which k of the product does not matter as long as both sides agree.
     const int at = base + lane % 4 * 8;
     uint4 rows = make_uint4(0, 0, 0, 0);
@@ -903,8 +908,8 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
               if (last) a.scores[base + j] = score;
             });
       }
-      __syncthreads();                                    // where this thread block has no columns
       if (step == 0) keep_transition(a, s, vectors.row);  // while the others' results come
+      // What the product has read of x is free behind its barrier.
       gather(state, s.blocks, [&](int first, float4 four) {
         if (last) {
           keep_scores(first, four);
@@ -917,8 +922,9 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
           }
         }
       });
-      __syncthreads();
+      __syncwarp();
     }
+    __syncthreads();
   } else {
     const unsigned long long* sums = exchange_sums(a, s);
 #pragma unroll 1
