@@ -831,6 +831,13 @@ TEST(CudaProductSelection, FollowsThePolicy) {
                 64, 64, {1500}, 30);
 }
 
+/// Few enough steps for the sanitizers, which take seconds for each.
+TEST(CudaDecodeSelection, ABlockBegins) {
+  SW_REQUIRE_GPU(8);
+  check_decoding("sketchwalk", 0.5, DType::kBf16, 1, 2, 64, 64, {383}, 3);
+  check_product("sketchwalk:preset=preprint", 0.5, DType::kBf16, 1, 2, 64, 64, {383}, 3);
+}
+
 TEST(CudaDecodeSelection, MatchedBudgetFollowsThePolicy) {
   SW_REQUIRE_GPU(8);
   check_decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, {500, 960}, 140);

@@ -148,15 +148,31 @@ struct Scan {
   Deal deal;
 };
 
-/// Thread blocks that take part when none gets parts of two units; 0 where that idles too many.
-__device__ inline int even_shares(const Arguments& a) {
+/// Thread blocks that take part when none gets parts of two units.
+struct EvenShares {
+  int count;    ///< 0 where that would idle too many
+  bool joined;  ///< each has tiles of the same unit in both passes: its softmax goes on
+};
+
+__device__ inline EvenShares even_shares(const Arguments& a) {
   const int grid = static_cast<int>(gridDim.x);
   const int units = a.cache.batch * a.units;
-  const int even = grid / units * units;
-  return even * 10 >= grid * 9 ? even : 0;
+  int each = grid / units;
+  if (a.blocks.kind == DecodeBlocks::Kind::kSelected && a.cache.batch == 1) {
+    const DecodePlan plan = decode_plan(a.blocks.budget, a.cache.lengths[0], a.cache.block);
+    const int tiles = a.cache.block / kTile;
+    const int few = min(forced_blocks(plan), plan.scored) * tiles;
+    const int many = max(forced_blocks(plan), plan.scored) * tiles;
+    // Short contexts rather leave thread blocks idle than have more parts to join.
+    if (each > 0 && few > 0 && (few >= each || many <= 2 * few)) {
+      return {min(few, each) * units, true};
+    }
+  }
+  const int even = each * units;
+  return {even * 10 >= grid * 9 ? even : 0, false};
 }
 
-__device__ inline Scan scan_units(const Arguments& a, int pass) {
+__device__ inline Scan scan_units(const Arguments& a, int even, int pass) {
   const int lane = threadIdx.x % 32;
   const int units = a.cache.batch * a.units;
   Scan scan;
@@ -174,7 +190,6 @@ __device__ inline Scan scan_units(const Arguments& a, int pass) {
   }
   scan.before = sum - scan.mine;
   scan.deal.total = __shfl_sync(0xffffffffu, sum, 31);
-  const int even = even_shares(a);
   scan.deal.shares = min(even > 0 ? even : static_cast<int>(gridDim.x), scan.deal.total);
   scan.deal.each = scan.deal.total / scan.deal.shares;
   scan.deal.extra = scan.deal.total - scan.deal.each * scan.deal.shares;
@@ -201,16 +216,6 @@ __device__ inline int slot_of(const Arguments& a, int pass, int unit_index, cons
     return passes_of(a) * 2 * grid + pass * a.cache.batch * a.units + unit_index;
   }
   return pass * 2 * grid + 2 * share + (share == parts.first ? 1 : 0);
-}
-
-/// Whether every thread block has tiles of one unit alone, the same in both passes, or none: its
-/// running softmax then goes on from the forced blocks to the others.
-__device__ inline bool joins_passes(const Arguments& a) {
-  if (a.blocks.kind != DecodeBlocks::Kind::kSelected || a.cache.batch > 1) return false;
-  const DecodePlan plan = decode_plan(a.blocks.budget, a.cache.lengths[0], a.cache.block);
-  const int each = even_shares(a) / a.units;  // thread blocks of a unit
-  const int fewest = min(forced_blocks(plan), plan.scored) * (a.cache.block / kTile);
-  return each > 0 && fewest >= each;
 }
 
 /// Running softmax of one warp for kTiles * 8 query heads, the columns of its matrix products: keys
@@ -584,14 +589,14 @@ __global__ void __maxnreg__(Ring<kDim>::kRegisters)
   int unit_last[2] = {-1, -1};
   int known_unit = -1;  // whose shares in the two passes are these
   Parts known[2];
-  const bool joined = joins_passes(a);
+  const auto [even, joined] = even_shares(a);
   Softmax<kDim, kTiles> state;
   state.reset();
 #pragma unroll 1
   for (int pass = 0; pass < passes; ++pass) {
     // Only a threshold leaves the number of scored blocks open.
     if (pass == 1 && a.blocks.budget.kind == Budget::Kind::kRelease) wait_for_grid_before();
-    const Scan scan = scan_units(a, pass);
+    const Scan scan = scan_units(a, even, pass);
     int begin = share < scan.deal.shares ? scan.deal.begin(share) : 0;
     const int end = share < scan.deal.shares ? scan.deal.begin(share + 1) : 0;
     const int owner = __ffs(__ballot_sync(0xffffffffu, scan.before + scan.mine > begin)) - 1;
