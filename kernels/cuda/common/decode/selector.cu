@@ -382,15 +382,11 @@ __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles
   }
 }
 
-/// Of each of the 128 queries, over keys of the task and then over all.
+/// Of each of the 128 queries, over keys of the task.
 struct Statistics {
   float largest[kKeyParts][kQueryRows];
   float sum[kKeyParts][kQueryRows];
-  float2 total[kQueryRows];  ///< largest logit of all keys, 1 / sum
-  union {
-    float2 partial[kThreads / kQueryRows][kQueryRows];  ///< largest and sum over some tasks
-    float key[kQueryWarps][kTaskKeys];  ///< probability of a key, over a warp's queries
-  };
+  float key[kQueryWarps][kTaskKeys];  ///< probability of a key, over a warp's queries
 };
 
 /// Turns a warp's logits into exp2(logit - m), m its largest of each query; m and the sums go to
@@ -445,14 +441,14 @@ __device__ inline void add_probabilities(const Arguments& a, const Step& s, cons
                                          const float (&p)[kKeyTiles][4], Statistics& statistics) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  // Largest logit and sum of a query over all tasks of the head, by four threads.
+  // Largest logit and sum of a query over all tasks of the head. Each warp finds those of its own 16
+  // queries, by two lanes each.
   const auto join = [](float2 x, float2 y) {
     const float largest = fmaxf(x.x, y.x);
     if (largest == -INFINITY) return make_float2(largest, x.y + y.y);
     return make_float2(largest, x.y * exp2_fast(x.x - largest) + y.y * exp2_fast(y.x - largest));
   };
-  constexpr int kSharers = kThreads / kQueryRows;
-  const int query = threadIdx.x % kQueryRows;
+  const int query = warp % kQueryWarps * 16 + lane % 16;
   const int row = t.row_begin + query;
   const bool counts =
       row < a.group * a.window && row - quotient(row, a.window) * a.window < s.queries;
@@ -460,8 +456,8 @@ __device__ inline void add_probabilities(const Arguments& a, const Step& s, cons
   const auto* parts = reinterpret_cast<const float2*>(exchange_stats(a, s)) +
                       quotient(task, s.chunks) * s.chunks * kQueryRows + query;
 #pragma unroll 1
-  for (int chunk = threadIdx.x / kQueryRows; counts && chunk < s.chunks;) {
-    constexpr int kBatch = 4;
+  for (int chunk = lane / 16; counts && chunk < s.chunks;) {
+    constexpr int kBatch = 8;
     float2 part[kBatch];
     bool missing;
     do {
@@ -469,38 +465,26 @@ __device__ inline void add_probabilities(const Arguments& a, const Step& s, cons
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         part[k] = make_float2(-INFINITY, 0.0f);
-        if (chunk + k * kSharers < s.chunks) {
-          part[k] = load_relaxed(parts + (chunk + k * kSharers) * kQueryRows);
-        }
+        if (chunk + k * 2 < s.chunks) part[k] = load_relaxed(parts + (chunk + k * 2) * kQueryRows);
         missing |= is_empty(part[k].x) || is_empty(part[k].y);
       }
     } while (missing);
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) all = join(all, part[k]);
-    chunk += kBatch * kSharers;
+    chunk += 2 * kBatch;
   }
-  statistics.partial[threadIdx.x / kQueryRows][query] = all;
-  __syncthreads();
-  if (threadIdx.x < kQueryRows) {
-#pragma unroll
-    for (int k = 1; k < kSharers; ++k) all = join(all, statistics.partial[k][query]);
-    float weight = 0.0f;
-    if (all.y >= 0.5f && all.y < INFINITY) {  // 1 or more, but for the rounding
-      weight = __fdividef(1.0f, all.y);
-    } else if (counts) {
-      a.faults[s.sequence] = 1;
-    }
-    statistics.total[query] = make_float2(all.x, weight);
+  __syncwarp();
+  all = join(all, make_float2(__shfl_xor_sync(0xffffffffu, all.x, 16),
+                              __shfl_xor_sync(0xffffffffu, all.y, 16)));
+  float mine = 0.0f;
+  if (all.y >= 0.5f && all.y < INFINITY) {  // 1 or more, but for the rounding
+    mine = __fdividef(exp2_fast(statistics.largest[warp / kQueryWarps][query] - all.x), all.y);
+    if (!(mine > 0.0f)) mine = 0.0f;
+  } else if (counts) {
+    a.faults[s.sequence] = 1;
   }
-  __syncthreads();
-  float weight[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int mine = warp % kQueryWarps * 16 + lane / 4 + 8 * half;
-    const float2 total = statistics.total[mine];
-    weight[half] = exp2_fast(statistics.largest[warp / kQueryWarps][mine] - total.x) * total.y;
-    if (!(weight[half] > 0.0f)) weight[half] = 0.0f;
-  }
+  const float weight[2] = {__shfl_sync(0xffffffffu, mine, lane / 4),
+                           __shfl_sync(0xffffffffu, mine, lane / 4 + 8)};
   // Over the queries of the 8 lanes with the same keys; each ends with two keys.
   float v[2 * kKeyTiles];
 #pragma unroll
@@ -645,6 +629,7 @@ __device__ void update_transition(const Arguments& a, const Step& s, const Colum
                                   float unit, const Vectors& to) {
   const Kept kept(a, s);
   const unsigned long long* all = exchange_sums(a, s);
+  const bool has_current = s.current >= s.column_begin && s.current < s.column_end;
 #pragma unroll 1
   for (int first = threadIdx.x * 4; first < s.blocks; first += 4 * kThreads) {
     float old[4];
@@ -664,20 +649,31 @@ __device__ void update_transition(const Arguments& a, const Step& s, const Colum
     *reinterpret_cast<float4*>(score) = gather_scores(a, s, all, first, unit);
     *reinterpret_cast<float4*>(to.row + first) = *reinterpret_cast<const float4*>(score);
     unsigned shrunk = 0;
+    float entry[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int i = first + e;
       const RowChange change = change_row(s, i, i == s.current ? row[e] : old[e], sum[e], score[e]);
       shrunk |= (i < s.blocks && change.shrunk ? 1u : 0u) << e;
-      if (s.current >= s.column_begin && s.current < s.column_end && i < s.blocks) {
-        columns.store(s.current, i, __float2half_rn(change.entry));
-      }
-      if (owner && i >= s.column_begin && i < s.column_end && i != s.current) {
-        columns.store(i, s.current, __float2half_rn(kRowScale * blend(s, row[e], score[e])));
-      }
+      entry[e] = change.entry;
       const float scale = __fdividef(kStateScale, change.sum);
       to.scale[i] = scale;
       to.store_state(i, a.capacity, i < s.blocks ? score[e] * scale : 0.0f);
+    }
+    if (has_current) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (first + e < s.blocks) columns.store(s.current, first + e, __float2half_rn(entry[e]));
+      }
+    }
+    if (owner) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = first + e;
+        if (i >= s.column_begin && i < s.column_end && i != s.current) {
+          columns.store(i, s.current, __float2half_rn(kRowScale * blend(s, row[e], score[e])));
+        }
+      }
     }
     while (shrunk != 0) {
       const int i = first + __ffs(static_cast<int>(shrunk)) - 1;
