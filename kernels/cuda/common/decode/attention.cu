@@ -19,7 +19,6 @@ constexpr int kSlice = 16;  ///< tokens of one warp
 /// log2 of how far weights may grow before the running maximum follows: it seldom has to, and the
 /// weights fit f16.
 constexpr float kHeadroom = 8.0f;
-constexpr double kGuessedShare = 0.6;  ///< of L2 for blocks that are fetched early
 constexpr float kLn2 = 0.6931471805599453f;
 
 struct Arguments {
@@ -32,7 +31,6 @@ struct Arguments {
   int rows;        ///< query heads of a unit
   int kv_divisor;  ///< units of a KV head
   float scale_log2;
-  int guesses;  ///< blocks of a unit to bring to L2 before they are known to be selected
   float* partial;
   float2* partial_ml;
   unsigned* arrivals;
@@ -344,13 +342,6 @@ __device__ inline void attend_slice(Softmax<kDim, kTiles>& state,
 }
 
 /// Fetches the slices of one warp, tile after tile of a unit, into its ring.
-/// A permutation of the entries of a list. The best come first there and are the likeliest to be in
-/// L2: so every thread block gets its share of them. `entries` is below the prime.
-__device__ inline int shuffled(int index, int entries) {
-  constexpr unsigned kPrime = 40009;
-  return static_cast<int>(static_cast<unsigned>(index) * kPrime % static_cast<unsigned>(entries));
-}
-
 template <class T, int kDim>
 class Fetcher {
  public:
@@ -418,7 +409,7 @@ class Fetcher {
     int j = index;
     int limit = unit_.tokens;
     if (unit_.list != nullptr) {
-      j = __ldcg(unit_.list + (a_.guesses > 0 ? shuffled(index, unit_.entries) : index));
+      j = __ldcg(unit_.list + index);
       if (j < 0) {
         j = ~j;
         limit = min(limit, unit_.token_sink);
@@ -445,37 +436,6 @@ class Fetcher {
   int limit_ = 0;            ///< visible tokens from the start of this lane's block on
   std::int64_t offset_ = 0;  ///< elements from k_ to the block
 };
-
-/// Brings the best blocks of the list that the step before has left to L2: the list of this step is
-/// not known yet, memory has nothing else to do, and most of a list is that of the step before. The
-/// result does not depend on it. The `share`-th of `shares` thread blocks of the unit fetches
-/// every `shares`-th block.
-template <class T, int kDim>
-__device__ inline void guess_selection(const Arguments& a, const Unit& unit, int share, int shares) {
-  const int count = min(unit.entries, a.guesses);
-  const int token_bytes = static_cast<int>(kDim * sizeof(T));
-  const std::int64_t head = static_cast<std::int64_t>(unit.head) * a.cache.head_stride;
-#pragma unroll 1
-  for (int i = share; i < count; i += shares) {
-    const auto j = static_cast<std::int64_t>(
-        load_relaxed(reinterpret_cast<const std::uint32_t*>(unit.list + i)));
-    if (j * a.cache.block >= unit.tokens) continue;
-    const std::int64_t block =
-        head + (a.cache.pages != nullptr
-                    ? a.cache.pages[unit.sequence * a.cache.pages_stride + j] * a.cache.page_stride
-                    : unit.sequence * a.cache.sequence_stride +
-                          j * a.cache.block * a.cache.token_stride);
-    constexpr int kLine = 128;
-#pragma unroll 1
-    for (int line = threadIdx.x; line < a.cache.block * token_bytes / kLine; line += kThreads) {
-      const int token = line / (token_bytes / kLine);
-      const int within = line % (token_bytes / kLine) * (kLine / static_cast<int>(sizeof(T)));
-      const std::int64_t at = block + token * a.cache.token_stride + within;
-      prefetch_l2(static_cast<const T*>(a.cache.k) + at);
-      prefetch_l2(static_cast<const T*>(a.cache.v) + at);
-    }
-  }
-}
 
 __device__ inline float rescale(float largest, float total_largest) {
   return largest == -INFINITY ? 0.0f : exp2_fast(largest - total_largest);
@@ -625,10 +585,7 @@ __global__ void __maxnreg__(Ring<kDim>::kRegisters)
         known[1] = parts;
         if (passes == 2 && !joined) known[0] = parts_of(a, scans[0], 0, unit_index);
       }
-      if (pass == 1) {
-        guess_selection<T, kDim>(a, unit, share - parts.first, parts.count());
-        wait_for_grid_before();
-      }
+      if (pass == 1) wait_for_grid_before();
       Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
       // Copies run kStages - 1 tiles ahead; beside a selection one, which is enough to keep memory
       // busy: what queues up beyond that, the selection's loads would have to wait for.
@@ -768,12 +725,6 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
                 "use --backend cpu");
   }
   starts_early_ = major >= 9;
-  if (starts_early_) {
-    int l2_bytes = 0;
-    check(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device), "query of the cache");
-    guesses_ = static_cast<int>(kGuessedShare * l2_bytes) /
-               (4 * shape.block * shape.head_dim * shape.batch * shape.kv_heads);
-  }
   const int d = shape.head_dim;
   if (d != 64 && d != 128 && d != 256) {
     throw Error(ErrorKind::kUnsupported, "decode attention on the GPU has no kernel for head_dim " +
@@ -821,7 +772,6 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
   a.kv_divisor = a.units / cache.kv_heads;
   a.scale_log2 =
       static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(cache.head_dim)));
-  a.guesses = blocks.kind == Kind::kSelected ? guesses_ : 0;
   a.partial = partial_.data();
   a.partial_ml = reinterpret_cast<float2*>(partial_ml_.data());
   a.arrivals = arrivals_.data();

@@ -75,8 +75,7 @@ class DecodeAttention {
   /// q and out: [batch, num_heads, head_dim] of the cache's element type, contiguous. lse, natural
   /// logarithm, [batch, num_heads], may be null. Launches one kernel on `stream` and returns.
   /// With kSelected the kernel before must be that of DecodeSelector::run: from compute capability
-  /// 9.0 on the two overlap, and what is left of that time goes into fetching the best blocks of
-  /// the list of the step before to L2, most of which this step selects again. Throws Error(kResource) when the launch fails.
+  /// 9.0 on the two overlap. Throws Error(kResource) when the launch fails.
   void run(const KvCache& cache, const void* q, const DecodeBlocks& blocks, void* out, float* lse,
            cudaStream_t stream);
 
@@ -90,7 +89,6 @@ class DecodeAttention {
   int num_heads_ = 0;
   int multiprocessors_ = 0;
   bool starts_early_ = false;        ///< the GPU can start a kernel while the one before runs
-  int guesses_ = 0;                  ///< blocks of a head whose keys and values come to L2 early
   DeviceBuffer<float> partial_;      ///< [slots, rows, head_dim] unnormalised sums
   DeviceBuffer<float> partial_ml_;   ///< [slots, rows, 2] maximum and sum
   DeviceBuffer<unsigned> arrivals_;  ///< [batch * num_heads] parts that are complete

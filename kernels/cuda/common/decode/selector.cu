@@ -226,10 +226,11 @@ __device__ inline Task make_task(const Arguments& a, const Step& s, int index) {
 
 /// Half of the warps make what is new in a task, the queries of this token and the mean of the
 /// current block with this token's key, whose loads come first of all: the row of the cache is the
-/// coldest memory of a step. The others start the copies of the task's queries and keys. Does not
-/// wait for the copies.
-template <class T, int kDim>
-__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles) {
+/// coldest memory of a step. The others start the copies of the task's queries and keys and call
+/// afterwards(thread, threads). Does not wait for the copies.
+template <class T, int kDim, class Afterwards>
+__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles,
+                          Afterwards&& afterwards) {
   constexpr int kTransforming = 8;  // warps
   constexpr int kCopying = kThreads - 32 * kTransforming;
   const int lane = threadIdx.x % 32;
@@ -268,6 +269,7 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
       }
     }
     copy_async_commit();
+    afterwards(thread, kCopying);
     return;
   }
 
@@ -437,8 +439,12 @@ __device__ inline void publish_statistics(const Arguments& a, const Step& s, int
 }
 
 /// Adds the task's probabilities, summed over its queries, to the fixed-point sums of its blocks.
+/// Calls afterwards() when the statistics are there: copies that are under way before would be ahead
+/// of them.
+template <class Afterwards>
 __device__ inline void add_probabilities(const Arguments& a, const Step& s, const Task& t, int task,
-                                         const float (&p)[kKeyTiles][4], Statistics& statistics) {
+                                         const float (&p)[kKeyTiles][4], Statistics& statistics,
+                                         Afterwards&& afterwards) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   // Largest logit and sum of a query over all tasks of the head. Each warp finds those of its own 16
@@ -474,6 +480,7 @@ __device__ inline void add_probabilities(const Arguments& a, const Step& s, cons
     chunk += 2 * kBatch;
   }
   __syncwarp();
+  afterwards();
   all = join(all, make_float2(__shfl_xor_sync(0xffffffffu, all.x, 16),
                               __shfl_xor_sync(0xffffffffu, all.y, 16)));
   float mine = 0.0f;
@@ -798,6 +805,7 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
   wait_for_grid_before();
   let_next_grid_start();  // it takes longer to come to its loads than these do
   const Step s = make_step(a);
+  end_phase();
   const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
   Tiles tiles;
   tiles.keys = reinterpret_cast<__half*>(shared_bytes);
@@ -826,19 +834,24 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
     }
     copy_async_commit();
   };
-  // What has time while other thread blocks' statistics come.
-  const auto meanwhile = [&] {
+  // What comes from memory later is brought to L2 before the attention keeps that busy.
+  const auto fetch_early = [&](int thread, int threads) {
+    constexpr int kLine = 64;  // f16
+    const int lines = (s.blocks + kLine - 1) / kLine;
+#pragma unroll 1
+    for (int i = thread; a.walks && i < owned * lines; i += threads) {
+      const int k = quotient(i, lines);
+      prefetch_l2(columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity +
+                  (i - k * lines) * kLine);
+    }
     const Kept kept(a, s);
 #pragma unroll 1
-    for (int i = threadIdx.x * 32; i < s.blocks; i += kThreads * 32) {
+    for (int i = thread * 32; i < s.blocks; i += threads * 32) {
       prefetch_l2(a.row_sum_rounded + kept.in + i);
       prefetch_l2(a.column + kept.in + i);
       prefetch_l2(a.row + kept.in + i);
     }
-    if (static_cast<int>(threadIdx.x) * 16 < owned) {
-      prefetch_l2(a.row_sum + kept.in + s.column_begin + threadIdx.x * 16);
-    }
-    empty_exchange(a, s, threadIdx.x, kThreads);
+    if (thread * 16 < owned) prefetch_l2(a.row_sum + kept.in + s.column_begin + thread * 16);
   };
   // Scores of the window against the blocks: first the statistics that the softmax over all blocks
   // needs, then the probabilities. Where every thread block has one task at most, the exponentials
@@ -851,17 +864,25 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
 #pragma unroll 1
     for (int task = s.member; task < s.tasks; task += s.members) {
       const Task t = make_task(a, s, task);
-      load_task<T, kDim>(a, s, t, tiles);
+      load_task<T, kDim>(a, s, t, tiles, [&](int thread, int threads) {
+        if (fresh) fetch_early(thread, threads);
+      });
+      end_phase();
       copy_async_wait<0>();
       __syncthreads();
       score_task(a, t, tiles, p);
       exponentiate(p, scratch.statistics);
       __syncthreads();
       if (round == 0) publish_statistics(a, s, task, scratch.statistics);
-      if (once) start_columns();
-      if (fresh) meanwhile();
+      if (fresh) empty_exchange(a, s, threadIdx.x, kThreads);  // while the statistics come
       fresh = false;
-      if (once || round == 1) add_probabilities(a, s, t, task, p, scratch.statistics);
+      end_phase();
+      if (once || round == 1) {
+        add_probabilities(a, s, t, task, p, scratch.statistics, [&] {
+          if (once) start_columns();
+        });
+      }
+      end_phase();
       if (!once) __syncthreads();  // the next task needs the scratch
     }
   }
@@ -874,6 +895,7 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
   const float unit = static_cast<float>(1.0 / (a.fixed_point * a.num_heads * s.queries));
   copy_async_wait<0>();
   __syncthreads();
+  end_phase();
   const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
   const int free_end = s.blocks - plan.window;
   // The scores in place of the scales, and where they compete in place of the state.
@@ -888,6 +910,7 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
   };
   if (a.walks) {
     update_transition(a, s, columns, unit, vectors);
+    end_phase();
     int pass = 0;
 #pragma unroll 1
     for (int step = 0; step < a.degree; ++step) {
@@ -933,6 +956,7 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
       a.scores[base + j] = vectors.scale[j];
     }
   }
+  end_phase();
   select_blocks(a, s, plan, vectors.scale, vectors.x);
   if (s.member == 0 && threadIdx.x == 0) {
     if (plan.scored >= 0) a.counts[s.sequence] = forced_blocks(plan) + plan.scored;
