@@ -217,9 +217,9 @@ class GpuProfile {
       const std::byte* from =
           static_cast<const std::byte*>(queries.data()) + next_query * q.bytes();
       next_query = (next_query + 1) % kDecodeQueries;
-      cuda::check(cudaMemcpyAsync(q.data(), from, q.bytes(), cudaMemcpyDeviceToDevice,
-                                  timer_.stream()),
-                  "copy of a query");
+      cuda::check(
+          cudaMemcpyAsync(q.data(), from, q.bytes(), cudaMemcpyDeviceToDevice, timer_.stream()),
+          "copy of a query");
     };
     new_query();
     // The state is that of the token before; each run is the step that adds the last one.
@@ -310,8 +310,9 @@ class GpuProfile {
   }
 
   /// `before` is called ahead of each run, out of its time.
-  void run(const std::vector<GpuTimer::Work>& works, const std::vector<std::size_t>& rows,
-           const std::function<void()>& before = [] {}) {
+  void run(
+      const std::vector<GpuTimer::Work>& works, const std::vector<std::size_t>& rows,
+      const std::function<void()>& before = [] {}) {
     std::vector<Piece> pieces;
     for (std::size_t i = 0; i < works.size(); ++i) {
       pieces.emplace_back([&, i](std::int64_t, bool timed) {
@@ -469,8 +470,7 @@ class GpuProfile {
     const DeviceHeads keys(DType::kF32, cache.batch * cache.kv_heads, blocks, cache.head_dim,
                            seed_ + 8);
     const auto make = [&](std::int64_t layer) {
-      auto selector =
-          std::make_shared<cuda::ProductSelector>(cache, shape, form_->sketch, layer);
+      auto selector = std::make_shared<cuda::ProductSelector>(cache, shape, form_->sketch, layer);
       selector->load(cache,
                      {static_cast<const float*>(queries.data()),
                       static_cast<const float*>(keys.data()), static_cast<int>(blocks)},

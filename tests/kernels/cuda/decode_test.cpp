@@ -562,8 +562,8 @@ void expect_no_faults(const Selector& selector, int batch) {
   EXPECT_EQ(faults, std::vector<std::int32_t>(batch, 0));
 }
 
-/// Scores within `tolerance` of themselves, and the same blocks but for those whose scores cannot be
-/// told apart, which count as ties. Returns the device's selection.
+/// Scores within `tolerance` of themselves, and the same blocks but for those whose scores cannot
+/// be told apart, which count as ties. Returns the device's selection.
 BlockSelection expect_selected(const Batch& batch, int s, const Selected& selected, int capacity,
                                const BlockScores& expected, const BlockSelection& wanted,
                                double tolerance, int* ties) {
@@ -727,11 +727,11 @@ class ProductDecoding {
     return select_blocks(scores, {batch_.block, batch_.lengths[s] - 1, batch_.lengths[s]},
                          policy_->budget(), density_, Phase::kDecode);
   }
-  /// Relative error of R at a layer. In units u = 2^-24: a block mean, a sum of H heads and B tokens
-  /// and a transform of log2 d steps, is off by (B + H + log2 d + 4) u times the longest token; a
-  /// product of r terms, summed over lanes, by (r / 32 + 8) u |q| |k|; a stored logit and the row's
-  /// sum by another 4 u of the largest logit. A weight is the power `sharpness` of a probability,
-  /// whose logit and sum are each off by as much, and an error of R is handed on.
+  /// Relative error of R at a layer. In units u = 2^-24: a block mean, a sum of H heads and B
+  /// tokens and a transform of log2 d steps, is off by (B + H + log2 d + 4) u times the longest
+  /// token; a product of r terms, summed over lanes, by (r / 32 + 8) u |q| |k|; a stored logit and
+  /// the row's sum by another 4 u of the largest logit. A weight is the power `sharpness` of a
+  /// probability, whose logit and sum are each off by as much, and an error of R is handed on.
   double tolerance(int layer) const {
     const double u = 0x1p-24;
     const double mean = (batch_.block + batch_.num_heads() + std::log2(batch_.dim) + 4) * u;

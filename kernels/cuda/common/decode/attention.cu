@@ -218,8 +218,8 @@ __device__ inline int slot_of(const Arguments& a, int pass, int unit_index, cons
 
 /// Running softmax of one warp for kTiles * 8 query heads, the columns of its matrix products: keys
 /// and head dimensions are the rows, of which there are many, so that a group of a few heads wastes
-/// little. Accumulators are those of the matrix instruction: rows lane / 4 and lane / 4 + 8, columns
-/// lane % 4 * 2 and the next.
+/// little. Accumulators are those of the matrix instruction: rows lane / 4 and lane / 4 + 8,
+/// columns lane % 4 * 2 and the next.
 template <int kDim, int kTiles>
 struct Softmax {
   float acc[kTiles][kDim / 16][4];
@@ -306,9 +306,9 @@ __device__ inline void attend_slice(Softmax<kDim, kTiles>& state,
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float largest =
-            fmaxf(state.largest[n][e], reduce_rows(fmaxf(s[n][e], s[n][e + 2]),
-                                                   [](float x, float y) { return fmaxf(x, y); }));
+        const float largest = fmaxf(
+            state.largest[n][e],
+            reduce_rows(fmaxf(s[n][e], s[n][e + 2]), [](float x, float y) { return fmaxf(x, y); }));
         const float factor = exp2_fast(state.largest[n][e] - largest);
         state.largest[n][e] = largest;
         state.sum[n][e] *= factor;
@@ -619,16 +619,15 @@ __global__ void __maxnreg__(Ring<kDim>::kRegisters)
       copy_async_wait<0>();
       __syncthreads();
 
-      // The four warps' results become one, in the rings' memory. Rows are a little longer there, so
-      // that columns of a product fall on different banks.
+      // The four warps' results become one, in the rings' memory. Rows are a little longer there,
+      // so that columns of a product fall on different banks.
       constexpr int kRow = kDim + 4;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int head = n * 8 + lane % 4 * 2 + e;
-          const float sum =
-              reduce_rows(state.sum[n][e], [](float x, float y) { return x + y; });
+          const float sum = reduce_rows(state.sum[n][e], [](float x, float y) { return x + y; });
           if (lane < 4) warp_ml[warp][head] = make_float2(state.largest[n][e], sum);
           if (head >= a.rows) continue;
           float* to = shared + (warp * a.rows + head) * kRow + lane / 4;

@@ -80,14 +80,14 @@ struct State {
 /// step of context length `tokens`.
 __device__ inline float* block_sum(const Arguments& a, int tokens, int which, int sequence,
                                    int dim) {
-  return a.sums + (static_cast<std::int64_t>((tokens & 1) * 2 + which) * a.cache.batch + sequence) *
-                      dim;
+  return a.sums +
+         (static_cast<std::int64_t>((tokens & 1) * 2 + which) * a.cache.batch + sequence) * dim;
 }
 
 /// What a block's sum is divided by to be its mean.
 __device__ inline float mean_divisor(const Arguments& a, const Step& s, int block) {
-  return static_cast<float>(
-      a.partial_mean ? min(a.cache.block, s.tokens - block * a.cache.block) : a.cache.block);
+  return static_cast<float>(a.partial_mean ? min(a.cache.block, s.tokens - block * a.cache.block)
+                                           : a.cache.block);
 }
 
 __device__ inline float dot(const float* x, const float* y, int count) {
@@ -142,18 +142,17 @@ __global__ void __launch_bounds__(kThreads)
     const bool is_key = warp == 1;
     const int heads = is_key ? a.cache.kv_heads : a.num_heads;
     const int within = s.tokens - 1 - s.current * a.cache.block;
-    const T* from = static_cast<const T*>(a.q) +
-                    static_cast<std::int64_t>(s.sequence) * a.num_heads * kDim;
+    const T* from =
+        static_cast<const T*>(a.q) + static_cast<std::int64_t>(s.sequence) * a.num_heads * kDim;
     std::int64_t stride = kDim;
     if (is_key) {
       stride = a.cache.head_stride;
-      from = static_cast<const T*>(a.cache.k) + within * a.cache.token_stride +
-             (a.cache.pages != nullptr
-                  ? a.cache.pages[s.sequence * a.cache.pages_stride + s.current] *
-                        a.cache.page_stride
-                  : s.sequence * a.cache.sequence_stride +
-                        static_cast<std::int64_t>(s.current) * a.cache.block *
-                            a.cache.token_stride);
+      from =
+          static_cast<const T*>(a.cache.k) + within * a.cache.token_stride +
+          (a.cache.pages != nullptr
+               ? a.cache.pages[s.sequence * a.cache.pages_stride + s.current] * a.cache.page_stride
+               : s.sequence * a.cache.sequence_stride +
+                     static_cast<std::int64_t>(s.current) * a.cache.block * a.cache.token_stride);
     }
     const float* before = block_sum(a, s.tokens - 1, warp, s.sequence, kDim);
     float* after = block_sum(a, s.tokens, warp, s.sequence, kDim);
@@ -168,8 +167,8 @@ __global__ void __launch_bounds__(kThreads)
       x[e] = sum / mean_divisor(a, s, s.current);
     }
     transform<kDim>(a.sketch, x, fresh[warp]);
-    float* kept = (is_key ? state.keys : state.queries) +
-                  static_cast<std::int64_t>(s.current) * a.rank;
+    float* kept =
+        (is_key ? state.keys : state.queries) + static_cast<std::int64_t>(s.current) * a.rank;
     for (int i = lane; blockIdx.x == 0 && i < a.rank; i += 32) {
       kept[i] = i < kDim ? fresh[warp][i] : 0.0f;
     }
@@ -259,8 +258,8 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(const __grid_constant__ 
     const float logits[4] = {row.x, row.y, row.z, row.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      total[e] += power_of_two(
-          static_cast<float>(static_cast<double>(a.sharpness) * logits[e] + weight));
+      total[e] +=
+          power_of_two(static_cast<float>(static_cast<double>(a.sharpness) * logits[e] + weight));
     }
   }
 #pragma unroll
@@ -371,7 +370,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// One thread for each logit.
-__global__ void __launch_bounds__(kThreads) load_logits_kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(kThreads)
+    load_logits_kernel(const __grid_constant__ Arguments a) {
   const Step s = make_step(a, static_cast<int>(blockIdx.z));
   const State state(a, s.sequence);
   const int i = static_cast<int>(blockIdx.y) * 16 + static_cast<int>(threadIdx.x) / 16;

@@ -76,7 +76,7 @@ class ProductSelector {
 
   DeviceBuffer<float> signs_;
   DeviceBuffer<std::int32_t> permutation_;
-  DeviceBuffer<float> sums_;     ///< [2 steps, query and key, batch, head_dim] of block c, head means
+  DeviceBuffer<float> sums_;  ///< [2 steps, query and key, batch, head_dim] of block c, head means
   DeviceBuffer<float> queries_;  ///< [batch, capacity, rank] transformed block means
   DeviceBuffer<float> keys_;     ///< [batch, capacity, rank]
   DeviceBuffer<float> logits_;   ///< [batch, capacity, capacity], in units of log2

@@ -83,8 +83,8 @@ __device__ inline void store_relaxed(float2* to, float2 x) {
                : "memory");
 }
 
-/// The compiler moves no access to memory, and little else, from one side to the other: what a later
-/// phase needs is not worked out early, where it would take registers from this one.
+/// The compiler moves no access to memory, and little else, from one side to the other: what a
+/// later phase needs is not worked out early, where it would take registers from this one.
 __device__ inline void end_phase() { asm volatile("" ::: "memory"); }
 
 __device__ inline void prefetch_l2(const void* global) {

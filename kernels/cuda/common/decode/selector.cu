@@ -264,8 +264,8 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
       const int w = all - quotient(all, a.window) * a.window;
       const bool valid = row < rows && w < s.queries;
       if (row >= rows || w != slot) {  // the slot is this token's
-        copy_async_16(tiles.queries + swizzled(row, chunk, a.rank), from + (valid ? row * a.rank : 0),
-                      valid);
+        copy_async_16(tiles.queries + swizzled(row, chunk, a.rank),
+                      from + (valid ? row * a.rank : 0), valid);
       }
     }
     copy_async_commit();
@@ -439,16 +439,16 @@ __device__ inline void publish_statistics(const Arguments& a, const Step& s, int
 }
 
 /// Adds the task's probabilities, summed over its queries, to the fixed-point sums of its blocks.
-/// Calls afterwards() when the statistics are there: copies that are under way before would be ahead
-/// of them.
+/// Calls afterwards() when the statistics are there: copies that are under way before would be
+/// ahead of them.
 template <class Afterwards>
 __device__ inline void add_probabilities(const Arguments& a, const Step& s, const Task& t, int task,
                                          const float (&p)[kKeyTiles][4], Statistics& statistics,
                                          Afterwards&& afterwards) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  // Largest logit and sum of a query over all tasks of the head. Each warp finds those of its own 16
-  // queries, by two lanes each.
+  // Largest logit and sum of a query over all tasks of the head. Each warp finds those of its own
+  // 16 queries, by two lanes each.
   const auto join = [](float2 x, float2 y) {
     const float largest = fmaxf(x.x, y.x);
     if (largest == -INFINITY) return make_float2(largest, x.y + y.y);

@@ -31,8 +31,7 @@ void DecodeStep::enqueue(const KvCache& cache, const void* q, DecodeSelector* se
 }
 
 void DecodeStep::enqueue(const KvCache& cache, const void* q, ProductSelector& selector,
-                         const ProductSelector* below, void* out, float* lse,
-                         cudaStream_t stream) {
+                         const ProductSelector* below, void* out, float* lse, cudaStream_t stream) {
   selector.run(cache, q, below, stream);
   DecodeBlocks blocks;
   blocks.kind = DecodeBlocks::Kind::kList;
