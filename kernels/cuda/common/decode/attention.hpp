@@ -10,11 +10,13 @@
 
 /// Attention of one query token a sequence over selected key blocks of its cache (sketchwalk.md
 /// section 4 and 5), for a batch of sequences of different lengths. The time is that of reading
-/// the selected keys and values once: the query heads of a KV head share the rows of one matrix
-/// instruction, the 64-token tiles of all sequences and heads are dealt out evenly to a fixed
-/// number of thread blocks, and the last one to finish a head merges the parts in a fixed order.
-/// Lengths, lists and counts are read on the device, so a launch can be captured in a graph, and
-/// the same inputs give the same bits.
+/// the selected keys and values once: the query heads of a KV head share a matrix instruction, as
+/// its 8 columns (keys and head dimensions are the rows, of which there are enough), the 64-token
+/// tiles of all sequences and heads are dealt out evenly to a fixed number of thread blocks, and
+/// the last one to finish a head merges the parts in a fixed order. The softmax of the blocks that
+/// are attended to while a selection runs goes on over the selected ones, where a thread block has
+/// both for the same head. Lengths, lists and counts are read on the device, so a launch can be
+/// captured in a graph, and the same inputs give the same bits.
 namespace sw::cuda {
 
 /// Keys and values of a batch, [batch, kv_heads, tokens, head_dim] with strides in elements, equal

@@ -83,10 +83,6 @@ __device__ inline void store_relaxed(float2* to, float2 x) {
                : "memory");
 }
 
-/// The compiler moves no access to memory, and little else, from one side to the other: what a
-/// later phase needs is not worked out early, where it would take registers from this one.
-__device__ inline void end_phase() { asm volatile("" ::: "memory"); }
-
 __device__ inline void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }

@@ -805,7 +805,6 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
   wait_for_grid_before();
   let_next_grid_start();  // it takes longer to come to its loads than these do
   const Step s = make_step(a);
-  end_phase();
   const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
   Tiles tiles;
   tiles.keys = reinterpret_cast<__half*>(shared_bytes);
@@ -867,7 +866,6 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
       load_task<T, kDim>(a, s, t, tiles, [&](int thread, int threads) {
         if (fresh) fetch_early(thread, threads);
       });
-      end_phase();
       copy_async_wait<0>();
       __syncthreads();
       score_task(a, t, tiles, p);
@@ -876,13 +874,11 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
       if (round == 0) publish_statistics(a, s, task, scratch.statistics);
       if (fresh) empty_exchange(a, s, threadIdx.x, kThreads);  // while the statistics come
       fresh = false;
-      end_phase();
       if (once || round == 1) {
         add_probabilities(a, s, t, task, p, scratch.statistics, [&] {
           if (once) start_columns();
         });
       }
-      end_phase();
       if (!once) __syncthreads();  // the next task needs the scratch
     }
   }
@@ -895,7 +891,6 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
   const float unit = static_cast<float>(1.0 / (a.fixed_point * a.num_heads * s.queries));
   copy_async_wait<0>();
   __syncthreads();
-  end_phase();
   const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
   const int free_end = s.blocks - plan.window;
   // The scores in place of the scales, and where they compete in place of the state.
@@ -910,7 +905,6 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
   };
   if (a.walks) {
     update_transition(a, s, columns, unit, vectors);
-    end_phase();
     int pass = 0;
 #pragma unroll 1
     for (int step = 0; step < a.degree; ++step) {
@@ -956,7 +950,6 @@ __global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ 
       a.scores[base + j] = vectors.scale[j];
     }
   }
-  end_phase();
   select_blocks(a, s, plan, vectors.scale, vectors.x);
   if (s.member == 0 && threadIdx.x == 0) {
     if (plan.scored >= 0) a.counts[s.sequence] = forced_blocks(plan) + plan.scored;
@@ -1148,7 +1141,7 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   using Aggregation = SketchParams::Aggregation;
   const int d = cache.head_dim;
   if (params.aggregation != Aggregation::kPerHead || params.sharpness != 1.0) {
-    refuse("the scores of the preset preprint (aggregation=head_mean, sharpness)");
+    refuse("aggregation=head_mean and sharpness without walk=product");
   }
   if (params.tokens_per_query() != params.block || params.tokens_per_key() != params.block) {
     refuse("query_pool and key_pool below the block size");

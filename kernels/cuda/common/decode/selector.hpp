@@ -52,9 +52,10 @@ struct DecodeInitialState {
 class DecodeSelector {
  public:
   /// Allocates the state of `layer`: mostly 2 * capacity^2 bytes a sequence for A and 2 * capacity
-  /// * kv_heads * r for the keys. Throws Error(kUnsupported) for what the kernel does not do: the
-  /// preset `preprint` (aggregation head_mean, sharpness), pools smaller than the block, head
-  /// dimensions other than 64, 128 and 256, query windows of more than some ten thousand rows.
+  /// * kv_heads * r for the keys. Throws Error(kUnsupported) for what the kernel does not do:
+  /// aggregation head_mean and sharpness (the preset `preprint`: ProductSelector), pools smaller
+  /// than the block, head dimensions other than 64, 128 and 256, query windows of more than some
+  /// ten thousand rows.
   DecodeSelector(const KvCache& cache, const DecodeSelectorShape& shape, const SketchParams& params,
                  std::int64_t layer);
 
