@@ -154,7 +154,7 @@ std::array<std::vector<double>, kLanes> resample(
   if (keep && inputs == 1) {
     constexpr std::size_t kTogether = 2;  // more do not fit into the registers
     const std::vector<Lanes>& values = units.front();
-    for (; r + kTogether <= static_cast<std::size_t>(resamples);) {
+    while (r + kTogether <= static_cast<std::size_t>(resamples)) {
       std::array<const std::uint32_t*, kTogether> draws;
       for (std::size_t n = 0; n < kTogether; ++n, next += values.size() + 1) draws[n] = next + 1;
       for (Lanes& sum : sum_units<kTogether>(values, draws)) {
