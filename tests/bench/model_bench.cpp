@@ -1,8 +1,10 @@
 // Whole models on the CPU backend: prefill of a text and decode after it, dense and sparse, against
 // the ceilings of the same process: oneDNN's bf16 matrix product and the reading of memory.
-// Counters: tokens/s; the milliseconds a layer stack spends in attention, in the selection and in
-// the rest (products, norms, RoPE); FLOP/s of products and visible pairs ("of_gemm") in prefill,
-// bytes/s of weights and read keys and values ("of_stream") in decode.
+// And the kernels that they are made of, each with its own operations and bytes: products with
+// packed weights of every kernel and of oneDNN, lone rows with quantised weights, norms, RoPE,
+// SwiGLU. Counters: tokens/s; the milliseconds a layer stack spends in attention, in the selection
+// and in the rest (products, norms, RoPE); FLOP/s of products and visible pairs ("of_gemm") in
+// prefill, bytes/s of weights and read keys and values ("of_stream") in decode.
 //
 //   SW_MODEL_DIR=... SW_DATA_DIR=... SW_BENCH_TOKENS=8122 model_bench --benchmark_filter=smollm2
 #include <benchmark/benchmark.h>
@@ -17,10 +19,14 @@
 #include <string>
 #include <vector>
 
+#include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/parallel.hpp"
 #include "eval/arm.hpp"
 #include "kernels/cpu/backend.hpp"
+#include "model/coded_weights.hpp"
+#include "model/packed_weights.hpp"
+#include "model/row_kernels.hpp"
 #include "model/transformer.hpp"
 #include "policy/list.hpp"
 
@@ -239,6 +245,151 @@ void decode(benchmark::State& state, const std::string& name, const std::string&
   report_parts(state, run.usage().decode_times, total, count);
 }
 
+/// Runs `body` and reports what it does at best: operations, and bytes read and written.
+template <class F>
+void time_kernel(benchmark::State& state, double flop, double bytes, const F& body) {
+  double best = 1e9;
+  for (auto _ : state) {
+    const Stopwatch watch;
+    body();
+    best = std::min(best, watch.seconds());
+  }
+  if (flop > 0.0) {
+    state.counters["FLOP/s"] = flop / best;
+    state.counters["of_gemm"] = gemm_flops() > 0.0 ? flop / best / gemm_flops() : 0.0;
+  }
+  state.counters["bytes/s"] = bytes / best;
+  state.counters["of_stream"] = bytes / best / stream_bytes();
+}
+
+/// `kernel` null: oneDNN. Each run takes other weights, of 64 MiB, as the layers of a model do.
+void product(benchmark::State& state, const PanelKernel* kernel, DType dtype, std::int64_t inputs,
+             std::int64_t outputs, std::int64_t rows) {
+  const LoadRow load_row = [&](std::int64_t row, float* out) {
+    for (std::int64_t i = 0; i < inputs; ++i) out[i] = static_cast<float>((row + i) % 7 - 3);
+  };
+  WeightArena arena;
+  std::vector<std::unique_ptr<const PackedWeights>> weights;
+  std::uint64_t stored = 0;
+  try {
+    while (stored < std::uint64_t{64} << 20) {
+      weights.push_back(kernel != nullptr
+                            ? pack_panels(*kernel, inputs, outputs, dtype, load_row, arena)
+                            : pack_onednn(inputs, outputs, dtype, load_row, arena));
+      stored += weights.back()->bytes();
+    }
+  } catch (const Error& error) {
+    return state.SkipWithError(error.what());
+  }
+  const std::vector<float> ones(static_cast<std::size_t>(rows * inputs), 1.0f);
+  std::vector<std::byte> x(ones.size() * dtype_size(dtype));
+  convert_from_float(ones.data(), dtype, std::ssize(ones), x.data());
+  std::vector<float> y(static_cast<std::size_t>(rows * outputs));
+  std::size_t next = 0;
+  time_kernel(state, 2.0 * static_cast<double>(rows * inputs * outputs),
+              static_cast<double>(weights.front()->bytes() + x.size() + y.size() * sizeof(float)),
+              [&] {
+                weights[next]->multiply(x.data(), rows, {}, false, y.data());
+                next = (next + 1) % weights.size();
+              });
+}
+
+void coded_product(benchmark::State& state, QuantType type, std::int64_t inputs,
+                   std::int64_t outputs) {
+  const CodedKernel* kernel = find_coded_kernel();
+  if (kernel == nullptr) return state.SkipWithError("no kernel for quantised weights on this CPU");
+  const LoadCodes load_codes = [&](std::int64_t row, const CodedRow& out) {
+    for (std::int64_t i = 0; i < inputs; ++i) out.code[i] = static_cast<std::int8_t>((row + i) % 7);
+    std::fill_n(out.scale, inputs / kCodeGroup, 0.01f);
+    std::fill_n(out.minimum, inputs / kCodeGroup, 0.0f);
+  };
+  WeightArena arena;
+  std::vector<CodedWeights> weights;
+  std::uint64_t stored = 0;
+  while (stored < std::uint64_t{64} << 20) {
+    weights.emplace_back(*kernel, inputs, outputs, *code_format(type), load_codes, arena);
+    stored += weights.back().bytes();
+  }
+  const std::vector<Bf16> x(static_cast<std::size_t>(inputs), to_bf16(1.0f));
+  std::vector<float> y(static_cast<std::size_t>(outputs));
+  std::size_t next = 0;
+  time_kernel(state, 2.0 * static_cast<double>(inputs * outputs),
+              static_cast<double>(weights.front().bytes()), [&] {
+                weights[next].multiply(x.data(), {}, false, y.data());
+                next = (next + 1) % weights.size();
+              });
+}
+
+/// One of norm, RoPE and SwiGLU over as many rows as make 64 MiB of f32, one thread.
+void row_kernel(benchmark::State& state, const RowKernels& kernels, const std::string& step) {
+  constexpr std::int64_t kWidth = 1536;
+  constexpr std::int64_t kRows = (std::int64_t{64} << 20) / (kWidth * 4);
+  const std::vector<float> x(static_cast<std::size_t>(kRows * kWidth), 0.5f);
+  const std::vector<float> weight(static_cast<std::size_t>(kWidth), 0.5f);
+  std::vector<Bf16> out(static_cast<std::size_t>(kWidth));
+  const double in_rows = step == "swiglu" ? 2.0 : 1.0;
+  const std::int64_t rows = step == "swiglu" ? kRows / 2 : kRows;
+  time_kernel(state, 0.0, static_cast<double>(rows * kWidth) * (4.0 * in_rows + 2.0), [&] {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float* row = x.data() + r * kWidth;
+      if (step == "norm") {
+        kernels.rms_norm(row, weight.data(), kWidth, 1e-5, DType::kBf16, out.data());
+      } else if (step == "rope") {
+        kernels.rotate(row, weight.data(), weight.data(), kWidth / 2, DType::kBf16, out.data());
+      } else {
+        kernels.swiglu(row, row + rows * kWidth, kWidth, DType::kBf16, out.data());
+      }
+    }
+    benchmark::DoNotOptimize(out.data());
+  });
+}
+
+void register_kernels() {
+  const auto add = [](const std::string& name, auto body) {
+    benchmark::RegisterBenchmark(name.c_str(), body)
+        ->Unit(benchmark::kMillisecond)
+        ->UseRealTime()
+        ->MinTime(0.3);
+  };
+  std::vector<const PanelKernel*> kernels = available_panel_kernels();
+  kernels.push_back(nullptr);
+  const std::pair<std::int64_t, std::int64_t> shapes[] = {{576, 1536}, {896, 4864}};
+  for (const PanelKernel* kernel : kernels) {
+    for (const DType dtype : {DType::kBf16, DType::kF32}) {
+      for (const auto& [inputs, outputs] : shapes) {
+        for (const std::int64_t rows : {1, 512}) {
+          add("product/" + std::string(kernel != nullptr ? kernel->name : "onednn") + "/" +
+                  std::string(dtype_name(dtype)) + "/" + std::to_string(inputs) + "x" +
+                  std::to_string(outputs) + "/rows" + std::to_string(rows),
+              [=, inputs = inputs, outputs = outputs](benchmark::State& state) {
+                product(state, kernel, dtype, inputs, outputs, rows);
+              });
+        }
+      }
+    }
+  }
+  const std::pair<const char*, QuantType> types[] = {
+      {"q4_1", QuantType::kQ41}, {"q5_0", QuantType::kQ50}, {"q8_0", QuantType::kQ80}};
+  for (const auto& [name, type] : types) {
+    for (const auto& [inputs, outputs] : shapes) {
+      add("coded_product/" + std::string(name) + "/" + std::to_string(inputs) + "x" +
+              std::to_string(outputs),
+          [=, type = type, inputs = inputs, outputs = outputs](benchmark::State& state) {
+            coded_product(state, type, inputs, outputs);
+          });
+    }
+  }
+  // The widest first, the portable one last.
+  const std::vector<const RowKernels*> rows = available_row_kernels();
+  const std::vector<std::string> names = {"avx512", "avx2", "portable"};
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (const std::string step : {"norm", "rope", "swiglu"}) {
+      add("row/" + names[names.size() - rows.size() + i] + "/" + step,
+          [=](benchmark::State& state) { row_kernel(state, *rows[i], step); });
+    }
+  }
+}
+
 const bool registered = [] {
   if (const std::string threads = variable("SW_BENCH_THREADS", ""); !threads.empty()) {
     set_num_threads(std::stoi(threads));
@@ -251,6 +402,7 @@ const bool registered = [] {
   const Method methods[] = {{"dense", "dense", 1.0},
                             {"sketchwalk", "sketchwalk@0.2", 0.2},
                             {"sink_window", "sink_window@0.2", 0.2}};
+  register_kernels();
   for (const std::string name : {"smollm2", "qwen2.5-coder-0.5b"}) {
     for (const Method& m : methods) {
       const auto add = [&](const std::string& phase, auto body, int iterations) {
