@@ -1,4 +1,5 @@
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "core/text.hpp"
 #include "cpu_roofline.hpp"
 #include "policy/list.hpp"
+#include "policy/sketchwalk.hpp"
 #include "report/report.hpp"
 #include "shared.hpp"
 
@@ -80,6 +82,20 @@ class CpuProfile {
             v_.view().tokens_slice(0, context), layer};
   }
 
+  /// Dense attention that gives block masses too, with the costs of dense attention.
+  void add_masses(std::vector<Piece>& pieces, const AttentionProblem& whole,
+                  const BlockGeometry& geometry, const Measurement& dense) {
+    const std::size_t index = add("prefill", "masses", {});
+    report_.measurements[index].flops = dense.flops;
+    report_.measurements[index].bytes = dense.bytes;
+    pieces.emplace_back([this, &whole, &geometry, index](std::int64_t, bool timed) {
+      flush_();
+      const auto start = Clock::now();
+      backend_->attend_dense(whole, geometry, output_, masses_);
+      if (timed) report_.measurements[index].seconds.push_back(since(start));
+    });
+  }
+
   std::size_t add(const std::string& phase, const std::string& part,
                   std::optional<double> density) {
     Measurement m;
@@ -120,6 +136,35 @@ class CpuProfile {
     }
     report_.measurements[arm.first + kNumStages].seconds.push_back(selection);
     report_.measurements[arm.first + kNumStages + 1].seconds.push_back(total);
+  }
+
+  /// What the stages of sketchwalk's selection for a prefill must do, one for the layer: read q and
+  /// k once; score pooled queries and keys; multiply block matrices, lower triangular ones where
+  /// the scores are causal.
+  void state_stage_cost(const Arm& arm) {
+    const std::optional<SketchWalkForm> form = sketchwalk_form(options_.method, seed_);
+    if (!form || form->granularity != Granularity::kLayer) return;
+    const auto of = [&](Stage stage) -> Measurement& {
+      return report_.measurements[arm.first + static_cast<std::size_t>(stage)];
+    };
+    const SketchParams& sketch = form->sketch;
+    const auto tokens = static_cast<double>(shape_.tokens);
+    const auto heads = static_cast<double>(shape_.num_heads);
+    const auto size = static_cast<double>(dtype_size(parse_dtype(shape_.dtype)));
+    of(Stage::kPool).bytes = static_cast<double>(shape_.head_dim) * tokens * size *
+                             (heads + static_cast<double>(shape_.num_kv_heads));
+    const double pairs = tokens / static_cast<double>(sketch.tokens_per_query()) * tokens /
+                         static_cast<double>(sketch.tokens_per_key());
+    const bool mean = sketch.aggregation == SketchParams::Aggregation::kHeadMean;
+    of(Stage::kSketch).flops = 2.0 *
+                               static_cast<double>(Sketch(sketch, kLayer, shape_.head_dim).dim()) *
+                               pairs * (mean ? 1.0 : heads) / (sketch.causal ? 2.0 : 1.0);
+    const double blocks = std::ceil(tokens / static_cast<double>(shape_.block));
+    const double product = 2.0 * blocks * blocks * blocks / (sketch.causal ? 3.0 : 1.0);
+    of(Stage::kWalk).flops = form->walk == SketchWalkForm::Walk::kNone ? 0.0
+                             : form->walk == SketchWalkForm::Walk::kProduct
+                                 ? product
+                                 : static_cast<double>(form->degree) * product;
   }
 
   void state_arm_cost(const Arm& arm, const BlockSelection& selection, double queries) {
@@ -163,8 +208,11 @@ class CpuProfile {
       backend_->attend(whole, all, output_);
       if (timed) report_.measurements[dense].seconds.push_back(since(start));
     });
+    const Measurement dense_cost = report_.measurements[dense];
+    add_masses(pieces, whole, geometry, dense_cost);
     for (const double density : options_.densities) {
       const Arm arm = add_arm("prefill", density);
+      state_stage_cost(arm);
       pieces.emplace_back([&, arm](std::int64_t, bool timed) {
         flush_();
         StageTimes times;
@@ -243,6 +291,7 @@ class CpuProfile {
   HeadsTensor q_, k_, v_;
   ProfileShape shape_;
   AttentionOutput output_;
+  BlockMass masses_;
 };
 
 int run_cpu(const ProfileOptions& options, const CommonOptions& common,

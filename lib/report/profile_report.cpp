@@ -215,6 +215,22 @@ std::string profile_table(const ProfileReport& report) {
   }
   text += columns.text() + skipped;
 
+  Columns parts({"phase", "part", "method", "heads/kv/d", "tokens", "density", "ms", "TFLOP/s",
+                 "of product", "GB/s", "of copy"},
+                4);
+  for (const Measurement& m : report.measurements) {
+    if (m.part == "total" || m.peer || m.seconds.empty()) continue;
+    const double time = median(m.seconds);
+    if (time == 0.0) continue;  // no such stage in this method
+    parts.add({m.phase, m.part, m.method, shape_key(m.shape), std::to_string(m.shape.tokens),
+               m.density ? format_double(*m.density) : "-", milliseconds(time),
+               m.flops > 0 ? fixed(m.flops / time / 1e12, 3) : "-",
+               percent(share(m.flops, time, roofline.flops_per_second)),
+               m.bytes > 0 ? fixed(m.bytes / time / 1e9, 1) : "-",
+               percent(share(m.bytes, time, roofline.bytes_per_second))});
+  }
+  text += "\n" + parts.text();
+
   const std::vector<ProfileComparison> comparisons = compare_with_dense(report);
   if (!comparisons.empty()) {
     Columns ratios({"phase", "method", "heads/kv/d", "tokens", "density", "total ms",

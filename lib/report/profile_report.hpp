@@ -28,8 +28,9 @@ struct ProfileShape {
 /// One piece of code at one shape, with the seconds of every timed run. Dense attention has the
 /// method "dense" and no density.
 struct Measurement {
-  std::string phase;           ///< "prefill" or "decode"
-  std::string part;            ///< "total", "attention", "selection" or a stage of it
+  std::string phase;  ///< "prefill" or "decode"
+  /// "total", "attention", "selection" or a stage of it, or "masses": dense attention with masses.
+  std::string part;
   std::string implementation;  ///< what ran: "avx512", "sm90", "torch flash"
   bool peer = false;           ///< code of others, for comparison
   ProfileShape shape;
@@ -99,8 +100,8 @@ std::vector<Crossover> crossovers(const ProfileReport& report);
 
 /// Bytes that are not UTF-8 (of paths, say) become U+FFFD.
 std::string profile_json_text(const ProfileReport& report);
-/// The totals with their selection and attention in milliseconds, ratios to dense attention, and
-/// crossovers; stages are left to the JSON.
+/// The totals with their selection and attention in milliseconds, the kernels that they are made
+/// of, ratios to dense attention, and crossovers.
 std::string profile_table(const ProfileReport& report);
 
 }  // namespace sw

@@ -40,20 +40,33 @@ TEST_F(SwProfile, ReportHoldsEveryRunAndAddsUp) {
   }
   EXPECT_TRUE(std::filesystem::exists(folder_.file("out.h5")));
   const json out = report();
-  // Two lengths, two phases: dense, and one density of five stages, selection and total.
-  ASSERT_EQ(out["measurements"].size(), 2u * 2u * (1 + 7));
-  for (std::size_t i = 0; i < out["measurements"].size(); i += 8) {
-    const auto& rows = out["measurements"];
-    EXPECT_EQ(rows[i]["method"], "dense");
-    for (std::size_t j = 0; j < 8; ++j) EXPECT_EQ(rows[i + j]["seconds"].size(), 3u);
+  // Two lengths; prefill: dense, dense with block masses, and one density of five stages, selection
+  // and total; decode: the same without masses.
+  const json& rows = out["measurements"];
+  ASSERT_EQ(rows.size(), 2u * (2 + 7 + 1 + 7));
+  for (const json& row : rows) EXPECT_EQ(row["seconds"].size(), 3u);
+  for (const std::size_t dense : {0u, 9u, 17u, 26u}) {
+    EXPECT_EQ(rows[dense]["method"], "dense");
+    EXPECT_EQ(rows[dense]["part"], "total");
+    const bool prefill = rows[dense]["phase"] == "prefill";
+    if (prefill) {
+      EXPECT_EQ(rows[dense + 1]["part"], "masses");
+      EXPECT_EQ(rows[dense + 1]["flops"], rows[dense]["flops"]);
+    }
+    const std::size_t first = dense + (prefill ? 2 : 1);
     for (std::size_t run = 0; run < 3; ++run) {
       double stages = 0.0;
-      for (std::size_t j = 1; j <= 4; ++j) stages += rows[i + j]["seconds"][run].get<double>();
-      EXPECT_NEAR(rows[i + 6]["seconds"][run].get<double>(), stages, 1e-12);
-      EXPECT_GE(rows[i + 7]["seconds"][run].get<double>(),
-                stages + rows[i + 5]["seconds"][run].get<double>());
+      for (std::size_t j = 0; j < 4; ++j) stages += rows[first + j]["seconds"][run].get<double>();
+      EXPECT_NEAR(rows[first + 5]["seconds"][run].get<double>(), stages, 1e-12);
+      EXPECT_GE(rows[first + 6]["seconds"][run].get<double>(),
+                stages + rows[first + 4]["seconds"][run].get<double>());
     }
   }
+  // Pooling reads 192 tokens of 4 + 2 heads of 32 f32; scores and three steps of a walk over three
+  // blocks, none of it causal.
+  EXPECT_EQ(rows[2]["bytes"].get<double>(), 192.0 * 6 * 32 * 4);
+  EXPECT_EQ(rows[3]["flops"].get<double>(), 2.0 * 32 * 3 * 3 * 4);
+  EXPECT_EQ(rows[4]["flops"].get<double>(), 3.0 * 2 * 3 * 3 * 3);
   // Dense prefill of n tokens: n (n + 1) / 2 pairs, 4 d operations each, all heads.
   EXPECT_EQ(out["measurements"][0]["flops"].get<double>(), 192.0 * 193 / 2 * 4 * 32 * 4);
   EXPECT_EQ(out["comparisons"].size(), 4u);
