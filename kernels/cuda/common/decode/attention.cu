@@ -49,7 +49,9 @@ struct Ring {
   static constexpr int kElements = kWarps * kStages * 2 * kSliceElements;
   static constexpr int kBytes = 2 * kElements;
   static constexpr int kBlocksPerMultiprocessor = kDim == 256 ? 1 : 2;
-  /// Held down so that a selection fits beside one block.
+  /// A block beside a selection leaves it the registers that it needs; of 256 none fits.
+  static constexpr bool kFitsBeside = kDim < 256;
+  static constexpr int kRegistersBeside = 128;
   static constexpr int kRegisters = kDim == 256 ? 255 : 160;
 };
 
@@ -461,7 +463,7 @@ __device__ inline void store_result(const Arguments& a, int unit_index, int row,
 template <class T, int kDim>
 __device__ inline void merge_parts(const Arguments& a, int unit_index, const Parts& forced,
                                    const Parts& others) {
-  constexpr int kAtOnce = 16;  // parts whose loads are under way together
+  constexpr int kAtOnce = 8;  // parts whose loads are under way together
   const int split = forced.count();
   const int count = split + others.count();
   // Parts of a pass lie two slots apart, but for the first.
@@ -530,8 +532,8 @@ __device__ inline bool arrive(const Arguments& a, int unit_index, int added, int
   return complete;
 }
 
-template <class T, int kDim, int kTiles>
-__global__ void __maxnreg__(Ring<kDim>::kRegisters)
+template <class T, int kDim, int kTiles, bool kBeside>
+__global__ void __maxnreg__(kBeside ? Ring<kDim>::kRegistersBeside : Ring<kDim>::kRegisters)
     decode_attention_kernel(const __grid_constant__ Arguments a) {
   constexpr int kStages = Ring<kDim>::kStages;
   extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -706,6 +708,22 @@ __global__ void __maxnreg__(Ring<kDim>::kRegisters)
   }
 }
 
+/// Calls f with the kernel for `rows` query heads of a unit, beside a selection or alone.
+template <class T, int kDim, class F>
+void visit_kernel(int rows, bool beside, F&& f) {
+  const auto visit = [&]<bool kBeside>() {
+    if (rows <= 8) {
+      f(decode_attention_kernel<T, kDim, 1, kBeside>);
+    } else {
+      f(decode_attention_kernel<T, kDim, 2, kBeside>);
+    }
+  };
+  if constexpr (Ring<kDim>::kFitsBeside) {
+    if (beside) return visit.template operator()<true>();
+  }
+  visit.template operator()<false>();
+}
+
 }  // namespace
 
 DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
@@ -749,8 +767,12 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
   visit_element(shape.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      allow_shared_memory(decode_attention_kernel<T, kDim, 1>, Ring<kDim>::kBytes);
-      allow_shared_memory(decode_attention_kernel<T, kDim, 2>, Ring<kDim>::kBytes);
+      for (const int rows : {1, 16}) {
+        for (const bool beside : {false, true}) {
+          visit_kernel<T, kDim>(
+              rows, beside, [](auto kernel) { allow_shared_memory(kernel, Ring<kDim>::kBytes); });
+        }
+      }
     });
   });
 }
@@ -779,15 +801,10 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
       // The forced blocks run beside the selection, which needs room on every multiprocessor.
       const bool selected = blocks.kind == Kind::kSelected;
       const int grid = multiprocessors_ * (selected ? 1 : Ring<kDim>::kBlocksPerMultiprocessor);
-      const auto launch = [&](auto kernel) {
+      visit_kernel<T, kDim>(a.rows, selected, [&](auto kernel) {
         launch_early(kernel, dim3(static_cast<unsigned>(grid)), kThreads, Ring<kDim>::kBytes,
                      stream, selected && starts_early_, a);
-      };
-      if (a.rows <= 8) {
-        launch(decode_attention_kernel<T, kDim, 1>);
-      } else {
-        launch(decode_attention_kernel<T, kDim, 2>);
-      }
+      });
     });
   });
 }

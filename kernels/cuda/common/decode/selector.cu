@@ -794,7 +794,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
 template <class T, int kDim>
 // Registers: beside these warps, each quarter of a multiprocessor has room for one warp of the
 // attention kernel, which runs at the same time.
-__global__ void __maxnreg__(88) decode_selection_kernel(const __grid_constant__ Arguments a) {
+__global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   // First the transform's buffers, then the statistics, then the walk's sums.
   __shared__ union {
