@@ -16,6 +16,7 @@ void HeadsTensor::Free::operator()(std::byte* p) const { std::free(p); }
 HeadsTensor::HeadsTensor(DType dtype, std::int64_t heads, std::int64_t tokens, std::int64_t dim)
     : dtype_(dtype), heads_(heads), tokens_(tokens), dim_(dim) {
   assert(heads >= 0 && tokens >= 0 && dim >= 0);
+  constexpr std::size_t kHugePage = std::size_t{2} << 20;
   std::size_t bytes = dtype_size(dtype);
   const std::string shape =
       std::to_string(heads) + " x " + std::to_string(tokens) + " x " + std::to_string(dim);
@@ -24,14 +25,15 @@ HeadsTensor::HeadsTensor(DType dtype, std::int64_t heads, std::int64_t tokens, s
       throw Error(ErrorKind::kResource, "a tensor of " + shape + " elements exceeds 64-bit sizes");
     }
   }
-  if (bytes > std::numeric_limits<std::size_t>::max() - 64) {
+  if (bytes > std::numeric_limits<std::size_t>::max() - kHugePage) {
     throw Error(ErrorKind::kResource, "a tensor of " + shape + " elements exceeds 64-bit sizes");
   }
   // Large tensors get huge pages where the system grants them: reading them is then bound by memory
   // and not by the translation of addresses (a factor of 2 on some machines).
-  constexpr std::size_t kHugePage = std::size_t{2} << 20;
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  const std::size_t rounded = std::max<std::size_t>((bytes + 63) / 64 * 64, 64);
+  // Whole ones: the last page would be of small ones else.
+  const std::size_t rounded =
+      std::max((bytes + alignment - 1) / alignment * alignment, std::size_t{64});
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, rounded) == 0) {
     data_.reset(static_cast<std::byte*>(memory));
