@@ -94,8 +94,13 @@ Range parse_range(const std::string& text, const std::string& type) {
 /// What a range cannot say, and the help does: SPECs that are refused, and one beside that is not.
 const std::map<std::string, std::string> kAsTheHelpSays = {
     {"vertical_slash:budget=top_p", "vertical_slash:budget=top_p,unit=block"},
+    {"vertical_slash:budget=calibrated", "vertical_slash:budget=calibrated,unit=block"},
     {"snapkv:kernel=2", "snapkv:kernel=3"},
     {"snapkv:kernel=1000000", "snapkv:kernel=999999"}};
+
+/// Options that choose another one, as their help says, and what that one needs.
+const std::map<std::string, std::string> kImplied = {{"top_p", ":budget=top_p"}};
+const std::map<std::string, std::string> kNeeded = {{"vertical_slash:top_p", ",unit=block"}};
 
 // Each option of each method stands in the list once, and what the list says of it holds: the
 // default is what is taken when it is left out, the range is what is taken at all, and two values
@@ -112,7 +117,7 @@ TEST(Methods, TheListAgreesWithTheCode) {
     for (const char* key : {"summary", "source", "granularity"}) {
       EXPECT_FALSE(method.at(key).get<std::string>().empty()) << key;
     }
-    const std::string plain = spec_of(name);
+    const std::string method_alone = spec_of(name);
     std::set<std::string> keys;
     std::set<std::string> helps;
     for (const json& option : method.at("options")) {
@@ -123,7 +128,14 @@ TEST(Methods, TheListAgreesWithTheCode) {
       EXPECT_TRUE(keys.insert(key).second);
       EXPECT_TRUE(helps.insert(option.at("help").get<std::string>()).second);
       EXPECT_FALSE(option.at("help").get<std::string>().empty());
-      const auto with = [&](const std::string& value) { return name + ":" + key + "=" + value; };
+      const auto needed = kNeeded.find(name + ":" + key);
+      const std::string also = needed == kNeeded.end() ? "" : needed->second;
+      const auto with = [&](const std::string& value) {
+        return name + ":" + key + "=" + value + also;
+      };
+      const auto implied = kImplied.find(key);
+      const std::string plain =
+          implied == kImplied.end() ? method_alone : spec_of(name + implied->second + also);
       EXPECT_EQ(spec_of(with(usual)), plain);
       const Range range =
           parse_range(option.at("range").get<std::string>(), option.at("type").get<std::string>());
