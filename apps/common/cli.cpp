@@ -153,7 +153,8 @@ CLI::App& Program::add_command(const std::string& name, const std::string& descr
              ->capture_default_str());
   common(command
              ->add_option("--cpu-isa", common_.cpu_isa,
-                          "Widest instruction set of the CPU's attention and model: amx_bf16, "
+                          "Widest instruction set of the CPU's attention and model (oneDNN, which "
+                          "takes products that have no kernel here, chooses its own): amx_bf16, "
                           "avx512_bf16, avx512, avx2, portable")
              ->capture_default_str());
   common(command->add_option("--seed", common_.seed, "Seed of everything random")

@@ -21,8 +21,8 @@ constexpr std::int64_t kDefaultContext = 4096;
 
 constexpr const char* kMethodHelp =
     "Methods: NAME, NAME:option=value,... (see sw-eval methods; value|value runs both), or "
-    "FILE.json "
-    "of configs/methods";
+    "FILE.json of "
+    "configs/methods";
 constexpr const char* kDensityHelp =
     "Shares of the causal pairs to keep, in (0, 1]: numbers, or first:last:step";
 

@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -142,6 +143,7 @@ int run_submit(const SubmitOptions& options, const CommonOptions& common) {
     pending.emplace_back(path, common.force);
     pending.back().write(text);
   }
+  assert(pending.size() == 3);
   PendingFile::commit_all({&pending[0], &pending[1], &pending[2]});
 
   const std::string& submit = files.back().first;

@@ -170,7 +170,9 @@ void attend_one_query(const AttentionProblem& problem, const BlockSelection& sel
       tile.k = rows(problem.k, run[r], w.gathered_k, w.k);
       tile.v = rows(problem.v, run[r], w.gathered_v, w.v);
       tile.next_count = 0;
-      if (r + 1 < part.run_end && run[r].singles == nullptr && run[r + 1].singles == nullptr) {
+      // Only rows that are read where they lie can be asked for.
+      if (problem.k.dtype == kernel.element && r + 1 < part.run_end && run[r].singles == nullptr &&
+          run[r + 1].singles == nullptr) {
         tile.next_k = problem.k.row(kv_head, run[r + 1].begin);
         tile.next_count = static_cast<std::int32_t>(run[r + 1].count);
       }

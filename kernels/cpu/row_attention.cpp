@@ -1,6 +1,7 @@
 #include "kernels/cpu/row_attention.hpp"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -365,6 +366,7 @@ void StripAttention::visit(std::int64_t kv_head, const KeyRange& keys) {
 
 void StripAttention::visit_singles(std::int64_t kv_head, std::span<const std::int32_t> tokens) {
   if (tokens.empty()) return;
+  assert(values_.heads > 0);
   run();
   const std::size_t bytes = PanelHeads::bytes_of_panel(dim_);
   const HeadsView k = gather_rows(keys_, kv_head, tokens, gathered_k_);

@@ -21,7 +21,7 @@ struct ScoreKernel {
   void (*add_rows_f32)(const TokenRows& rows, float* sum);
   /// Splits rows as SketchParams says, in f32: sums of the parts' differences to `mean` [dim] to
   /// sums [2][dim], of the part along the spread first. Returns how many rows that one has.
-  /// `scratch` is [count + 2][dim].
+  /// `scratch` is [count + 1][dim].
   std::int64_t (*split_rows)(const TokenRows& rows, const float* mean, float* scratch, float* sums);
   /// c [rows][cols] := a [rows][depth] b [depth][cols]. Each element is a sum in ascending order of
   /// depth within groups of 256, so that it does not depend on how the rows are dealt out.

@@ -113,7 +113,7 @@ QuerySplits split(const AttentionProblem& problem, const SketchParams& params,
   parallel_for(q.heads, [&](std::int64_t h, int) {
     std::vector<float> mean(static_cast<std::size_t>(q.dim));
     std::vector<float> sums(static_cast<std::size_t>(2 * q.dim));
-    std::vector<float> scratch(static_cast<std::size_t>((params.block + 2) * q.dim));
+    std::vector<float> scratch(static_cast<std::size_t>((params.block + 1) * q.dim));
     std::vector<double> difference(static_cast<std::size_t>(b * q.dim));
     std::vector<double> logits(static_cast<std::size_t>(b * b));
     for (std::int64_t i = 0; i < b; ++i) {

@@ -187,7 +187,10 @@ class TopPOrder {
     return share < 1.0 && entry.before >= share * total_;
   }
   /// The share above which the row keeps this entry.
-  double share(const Entry& entry) const { return total_ > 0.0 ? entry.before / total_ : 1.0; }
+  /// The sum in another order may be above the total by rounding.
+  double share(const Entry& entry) const {
+    return total_ > 0.0 ? std::min(entry.before / total_, 1.0) : 1.0;
+  }
 
  private:
   double total_ = 0.0;
@@ -251,8 +254,11 @@ double calibrated_share(const std::vector<ShareRow>& rows, const Budget& budget,
     const bool between = i == 0 || i == steps.size() || steps[i].share > steps[i - 1].share;
     if (between && std::abs(kept - wanted) < best_error) {
       best_error = std::abs(kept - wanted);
-      // Between the last candidate that is kept and the first that is not.
-      best = i == steps.size() ? 1.0 : 0.5 * ((i > 0 ? steps[i - 1].share : 0.0) + steps[i].share);
+      // Between the last candidate that is kept and the first that is not; 1 keeps all.
+      best = i == steps.size()
+                 ? 1.0
+                 : std::min(0.5 * ((i > 0 ? steps[i - 1].share : 0.0) + steps[i].share),
+                            std::nextafter(1.0, 0.0));
     }
     if (i < steps.size()) kept += steps[i].pairs;
   }

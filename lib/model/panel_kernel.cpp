@@ -25,7 +25,7 @@ std::vector<const PanelKernel*> available_panel_kernels() {
   std::vector<const PanelKernel*> kernels;
 #ifdef SW_MODEL_X86
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl");
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) kernels.push_back(&kAvx512Bf16PanelKernel);
   if (avx512) kernels.push_back(&kAvx512PanelKernel);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

@@ -59,8 +59,9 @@ std::string spec_of(const std::string& name, Options actual) {
 
 /// min_blocks and rounding.
 inline void add_matched(OptionSet& set, Budget& budget) {
-  set.add("min_blocks", budget.min_blocks, 1, kNoLimit,
-          "budget=matched: fewest blocks of a row, which early rows round below");
+  set.add(
+      "min_blocks", budget.min_blocks, 1, kNoLimit,
+      "budget=matched, top_p, calibrated: fewest blocks of a row, which early rows round below");
   set.add<Budget::Rounding>(
       "rounding", budget.rounding,
       {{"row", Budget::Rounding::kRow}, {"steps", Budget::Rounding::kSteps}},

@@ -240,6 +240,27 @@ TEST(Budget, CalibratedSharesKeepTheDensity) {
   }
 }
 
+// Added to 1 one by one, 1.2e-16 counts almost twice; added up before, it does not: sums in the
+// order of rank are above the total.
+TEST(Budget, CalibratedSharesOfTinyScoresStayShares) {
+  const BlockGeometry g{8, 0, 8 * 40};
+  BlockScores scores{1, Matrix(40, 40, 1.2e-16)};
+  for (std::int64_t i = 2; i < 40; ++i) scores.values(i, i - 1) = 1.0;
+  Budget budget{.kind = Budget::Kind::kCalibrated, .forced = Budget::Forced::kDiagonal};
+  for (const double rho : {0.05, 0.1, 0.2, 0.9}) {
+    const BlockSelection s = select_blocks(scores, g, budget, rho, Phase::kPrefill);
+    ASSERT_TRUE(s.calibrated_share());
+    EXPECT_LE(*s.calibrated_share(), 1.0) << rho;
+    // One block beside its own in each row, or all of them: nothing else is a share.
+    const double kept = s.count().density();
+    Budget one = budget;
+    one.kind = Budget::Kind::kTopP;
+    one.top_p = 0.5;
+    const double few = select_blocks(scores, g, one, rho, Phase::kPrefill).count().density();
+    EXPECT_LE(std::abs(kept - rho), std::min(std::abs(few - rho), 1.0 - rho) + 1e-12) << rho;
+  }
+}
+
 TEST(Budget, NaNScoresAreErrors) {
   const BlockGeometry g{4, 0, 12};
   BlockScores scores{1, Matrix(3, 3, 1.0)};

@@ -126,7 +126,7 @@ def run(options, name, runs, seconds, log):
     (work / "corpus").mkdir(parents=True, exist_ok=True)
     dictionary = HERE / "dictionaries" / f"{name}.dict"
     command = [str(options.build / "bin" / f"fuzz_{name}"), f"-runs={runs}",
-               f"-max_total_time={max(1, int(seconds))}", f"-timeout={TIMEOUT}",
+               f"-max_total_time={max(1, int(seconds))}", f"-timeout={options.timeout}",
                f"-rss_limit_mb={RSS_LIMIT_MB}", f"-max_len={options.max_len}",
                "-print_final_stats=1", f"-artifact_prefix={work}/",
                *([f"-dict={dictionary}"] if dictionary.exists() else []),
@@ -137,8 +137,12 @@ def run(options, name, runs, seconds, log):
         asan += ":" + os.environ["ASAN_OPTIONS"]
     start = time.monotonic()
     with open(log, "w") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT,
-                              env=os.environ | {"ASAN_OPTIONS": asan}).returncode
+        try:
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT,
+                                  env=os.environ | {"ASAN_OPTIONS": asan}).returncode
+        except OSError as error:
+            print(error, file=file)
+            code = 127
     text = log.read_text(errors="replace")
     executed = re.findall(r"stat::number_of_executed_units: (\d+)", text) or ["0"]
     covered = re.findall(r" cov: (\d+)", text) or ["0"]
@@ -157,6 +161,7 @@ def main():
     goal.add_argument("--long", action="store_true", help="the executions of the recorded run")
     parser.add_argument("--limit", type=int, help="seconds for all together")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--timeout", type=int, default=TIMEOUT, help="seconds of one execution")
     parser.add_argument("--max-len", type=int, default=4096, help="bytes of an input")
     options = parser.parse_args()
     options.out = options.out or options.build / "runs"
@@ -168,6 +173,10 @@ def main():
     runs = Runs(names, None if options.seconds else goals, options)
     runs.all()
     print(runs.table())
+    idle = [name for name in names if runs.total(name) == 0]
+    if idle and options.limit is None:
+        print(f"nothing ran of: {', '.join(idle)}", file=sys.stderr)
+        return 1
     return 1 if runs.failed else 0
 
 

@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// x 2^y; the product keeps its place in the range of a double.
+/// 2^y; below -1000 it stays there, so that products keep their place in the range of a double.
 __device__ inline double power_of_two(float y) {
   const float whole = rintf(fmaxf(y, -1000.0f));
   return scalbn(static_cast<double>(exp2f(y - whole)), static_cast<int>(whole));

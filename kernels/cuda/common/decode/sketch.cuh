@@ -1,11 +1,13 @@
 #pragma once
 
+#include <cstdint>
+
 #include "attention/sketch.hpp"
 
 /// The sketch of one vector by one warp.
 namespace sw::cuda {
 
-/// Orthonormal, so that no entry exceeds the norm of x; scale_log2 makes y.y a logit in units of
+/// Orthonormal, so that no entry exceeds the norm of x; sketch_scale_log2() makes y.y a logit in units of
 /// log2.
 struct DeviceSketch {
   const float* signs = nullptr;               ///< [head_dim]

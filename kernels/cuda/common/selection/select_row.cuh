@@ -17,9 +17,8 @@ __device__ inline float from_ordered(unsigned key) {
   return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
 
-/// kThreads threads work on a row, a warp or a whole CTA; thread t holds the blocks t, t +
-/// kThreads,
-/// ...
+/// kThreads threads work on a row, a warp or a whole CTA; thread t holds the blocks t, t + kThreads
+/// and so on.
 template <int kThreads, int kItems>
 class Row {
  public:
