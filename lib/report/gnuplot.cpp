@@ -137,7 +137,8 @@ std::string run_gnuplot(const std::string& script) {
   const std::string folder = std::filesystem::temp_directory_path().string();
   PendingFile file(folder + "/sw-report-" + std::to_string(getpid()) + ".gnuplot", false);
   file.write(script);
-  const std::string command = "gnuplot '" + file.temporary_path() + "'";
+  // In the C locale gnuplot warns that it has no degree sign.
+  const std::string command = "LC_ALL=C.UTF-8 gnuplot '" + file.temporary_path() + "'";
   FILE* pipe = popen(command.c_str(), "r");
   if (!pipe) {
     throw Error(ErrorKind::kResource, "cannot start gnuplot",
