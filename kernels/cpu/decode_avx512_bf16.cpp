@@ -62,22 +62,6 @@ class KeysAhead {
   int row_ = 0;
 };
 
-/// Adds each lane to the one `Half` lanes away, for two vectors at once: lanes without the bit Half
-/// of the result are of a, the others of b.
-template <int Half>
-inline __m512 fold(__m512 a, __m512 b) {
-  constexpr __mmask16 kUpper = Half == 8   ? 0xff00
-                               : Half == 4 ? 0xf0f0
-                               : Half == 2 ? 0xcccc
-                                           : 0xaaaa;
-  const __m512 own = _mm512_mask_blend_ps(kUpper, a, b);
-  const __m512 other = _mm512_mask_blend_ps(kUpper, b, a);
-  if constexpr (Half == 8) return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0x4e));
-  if constexpr (Half == 4) return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0xb1));
-  if constexpr (Half == 2) return _mm512_add_ps(own, _mm512_permute_ps(other, 0x4e));
-  if constexpr (Half == 1) return _mm512_add_ps(own, _mm512_permute_ps(other, 0xb1));
-}
-
 /// Queries as `add_products` reads them: for 16 pairs at a time 4 vectors, of which vector c holds
 /// pair 4 i + c in all lanes of its quarter i.
 void pack_query(const void* row, std::int32_t dim, void* q) {

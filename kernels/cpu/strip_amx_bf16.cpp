@@ -1,10 +1,10 @@
 // Strips of bf16 queries with the matrix tiles of AMX-BF16: 32 x 32 logits or outputs at a time
 // stay in four tiles, with AVX-512 for the softmax between the two products.
 //
-// While tile products run, 512-bit arithmetic goes at half its rate (measured on a Xeon of 2.9 GHz),
-// so that a softmax beside them gains little; what is won by interleaving is the time of loads and
-// stores of tiles. Keys and values are loaded with the hint that they are not needed in the
-// first cache, which logits, weights and outputs fill.
+// While tile products run, 512-bit arithmetic goes at half its rate (measured on a Xeon of 2.9
+// GHz), so that a softmax beside them gains little; what is won by interleaving is the time of
+// loads and stores of tiles. Keys and values are loaded with the hint that they are not needed in
+// the first cache, which logits, weights and outputs fill.
 #include "kernels/cpu/strip.hpp"
 #include "kernels/cpu/tile_bf16.inl"
 
@@ -244,22 +244,6 @@ inline void multiply_values(const StripRun& run, const Step& step, Beside& besid
     _tile_stored(2, lower, kRowBytes);
     _tile_stored(3, lower + kTileBytes, kRowBytes);
   }
-}
-
-/// Adds each lane to the one `Half` lanes away, for two vectors at once: lanes without the bit Half
-/// of the result are of a, the others of b.
-template <int Half>
-inline __m512 fold(__m512 a, __m512 b) {
-  constexpr __mmask16 kUpper = Half == 8   ? 0xff00
-                               : Half == 4 ? 0xf0f0
-                               : Half == 2 ? 0xcccc
-                                           : 0xaaaa;
-  const __m512 own = _mm512_mask_blend_ps(kUpper, a, b);
-  const __m512 other = _mm512_mask_blend_ps(kUpper, b, a);
-  if constexpr (Half == 8) return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0x4e));
-  if constexpr (Half == 4) return _mm512_add_ps(own, _mm512_shuffle_f32x4(other, other, 0xb1));
-  if constexpr (Half == 2) return _mm512_add_ps(own, _mm512_permute_ps(other, 0x4e));
-  if constexpr (Half == 1) return _mm512_add_ps(own, _mm512_permute_ps(other, 0xb1));
 }
 
 /// Sums of 16 vectors, one a lane.

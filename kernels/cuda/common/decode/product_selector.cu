@@ -3,11 +3,11 @@
 #include <string>
 #include <vector>
 
-#include "core/error.hpp"
 #include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/product_selector.hpp"
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/rank.cuh"
+#include "kernels/cuda/common/decode/selector_host.hpp"
 #include "kernels/cuda/common/decode/sketch.cuh"
 #include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
@@ -384,18 +384,6 @@ __global__ void __launch_bounds__(kThreads)
   state.logits[static_cast<std::int64_t>(i) * a.capacity + j] = a.logit_scale_log2 * sum;
 }
 
-[[noreturn]] void refuse(const std::string& what) {
-  throw Error(ErrorKind::kUnsupported, "decode selection on the GPU does not support " + what,
-              "use --backend cpu");
-}
-
-template <class T>
-DeviceBuffer<T> zeros(std::size_t count) {
-  DeviceBuffer<T> buffer(count);
-  check(cudaMemset(buffer.data(), 0, buffer.bytes()), "clearing of the decode state");
-  return buffer;
-}
-
 }  // namespace
 
 struct ProductSelector::Launch {
@@ -430,26 +418,17 @@ ProductSelector::ProductSelector(const KvCache& cache, const ProductSelectorShap
     : shape_(shape), batch_(cache.batch) {
   const int d = cache.head_dim;
   if (params.aggregation != SketchParams::Aggregation::kHeadMean) {
-    refuse("walk=product with aggregation=per_head");
+    refuse_selection("walk=product with aggregation=per_head");
   }
-  if (params.causal) refuse("causal_sketch with walk=product");
-  if (params.normalize) refuse("normalize_walk with walk=product");
+  if (params.causal) refuse_selection("causal_sketch with walk=product");
+  if (params.normalize) refuse_selection("normalize_walk with walk=product");
   if (params.tokens_per_query() != params.block || params.tokens_per_key() != params.block) {
-    refuse("query_pool and key_pool below the block size");
+    refuse_selection("query_pool and key_pool below the block size");
   }
-  if (d != 64 && d != 128 && d != 256) refuse("head_dim " + std::to_string(d));
-  int device = 0;
-  int major = 0;
-  int multiprocessors = 0;
-  int shared_limit = 0;
-  check(cudaGetDevice(&device), "query of the current GPU");
-  const auto query = [&](int* value, cudaDeviceAttr attribute) {
-    check(cudaDeviceGetAttribute(value, attribute, device), "query of the GPU");
-  };
-  query(&major, cudaDevAttrComputeCapabilityMajor);
-  query(&multiprocessors, cudaDevAttrMultiProcessorCount);
-  query(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (major < 8) refuse("a GPU below compute capability 8.0");
+  if (d != 64 && d != 128 && d != 256) refuse_selection("head_dim " + std::to_string(d));
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 8) {
+    refuse_selection("a GPU below compute capability 8.0");
+  }
   const Sketch sketch(params, layer, d);
   exact_ = params.exact;
   partial_mean_ = params.partial_mean;
@@ -460,11 +439,11 @@ ProductSelector::ProductSelector(const KvCache& cache, const ProductSelectorShap
   shape_.capacity = (shape.capacity + 63) / 64 * 64;
   const int shared_bytes = 2 * 8 * shape_.capacity;
   constexpr int kStaticBytes = 12 * 1024;
-  if (shared_bytes > shared_limit - kStaticBytes) {
-    refuse("contexts of " + std::to_string(shape.capacity) +
-           " blocks: their scores are held in shared memory");
+  if (shared_bytes > device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticBytes) {
+    refuse_selection("contexts of " + std::to_string(shape.capacity) +
+                     " blocks: their scores are held in shared memory");
   }
-  thread_blocks_ = std::max(1, 2 * multiprocessors / batch_);
+  thread_blocks_ = std::max(1, 2 * device_attribute(cudaDevAttrMultiProcessorCount) / batch_);
 
   const std::vector<float> signs(sketch.signs().begin(), sketch.signs().end());
   const std::vector<std::int32_t> permutation(sketch.permutation().begin(),

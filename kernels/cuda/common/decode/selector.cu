@@ -4,12 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "core/error.hpp"
 #include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/plan.cuh"
 #include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/rank.cuh"
 #include "kernels/cuda/common/decode/selector.hpp"
+#include "kernels/cuda/common/decode/selector_host.hpp"
 #include "kernels/cuda/common/decode/sketch.cuh"
 #include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
@@ -1062,27 +1062,7 @@ __global__ void load_transition_kernel(const __grid_constant__ Arguments a, cons
   }
 }
 
-[[noreturn]] void refuse(const std::string& what) {
-  throw Error(ErrorKind::kUnsupported, "decode selection on the GPU does not support " + what,
-              "use --backend cpu");
-}
-
 int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check(cudaGetDevice(&device), "query of the current GPU");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "query of the GPU");
-  return value;
-}
-
-template <class T>
-DeviceBuffer<T> zeros(std::size_t count) {
-  DeviceBuffer<T> buffer(count);
-  check(cudaMemset(buffer.data(), 0, buffer.bytes()), "clearing of the decode state");
-  return buffer;
-}
 
 }  // namespace
 
@@ -1141,16 +1121,16 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   using Aggregation = SketchParams::Aggregation;
   const int d = cache.head_dim;
   if (params.aggregation != Aggregation::kPerHead || params.sharpness != 1.0) {
-    refuse("aggregation=head_mean and sharpness without walk=product");
+    refuse_selection("aggregation=head_mean and sharpness without walk=product");
   }
   if (params.tokens_per_query() != params.block || params.tokens_per_key() != params.block) {
-    refuse("query_pool and key_pool below the block size");
+    refuse_selection("query_pool and key_pool below the block size");
   }
-  if (d != 64 && d != 128 && d != 256) refuse("head_dim " + std::to_string(d));
+  if (d != 64 && d != 128 && d != 256) refuse_selection("head_dim " + std::to_string(d));
   const int major = device_attribute(cudaDevAttrComputeCapabilityMajor);
   starts_early_ = major >= 9;
   if (major < 8) {
-    refuse("a GPU below compute capability 8.0");
+    refuse_selection("a GPU below compute capability 8.0");
   }
   const Sketch sketch(params, layer, d);
   exact_ = params.exact;
@@ -1171,7 +1151,7 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticBytes;
   max_keys_ = std::min(kTaskKeys, (limit - vector_bytes) / (2 * rank_) / 16 * 16);
   if (max_keys_ < 16) {
-    refuse(
+    refuse_selection(
         "contexts of " + std::to_string(shape.capacity) + " blocks: the row and its scales are " +
         "held in shared memory, of which a thread block has " + std::to_string(limit) + " bytes");
   }
@@ -1198,7 +1178,7 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   count_shift_ = 64 - bits(addends_);
   const int queries = shape.num_heads * shape.query_window;
   const int fraction = std::min(44, count_shift_ - bits(queries));
-  if (fraction < 32) refuse("a query window of " + std::to_string(queries) + " rows");
+  if (fraction < 32) refuse_selection("a query window of " + std::to_string(queries) + " rows");
   fixed_point_ = std::ldexp(1.0, fraction);
 
   std::vector<float> signs(sketch.signs().begin(), sketch.signs().end());

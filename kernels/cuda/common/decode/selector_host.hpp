@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <string>
+
+#include "core/error.hpp"
+#include "kernels/cuda/common/buffer.hpp"
+#include "kernels/cuda/common/error.hpp"
+
+/// What the host sides of the decode selectors share.
+namespace sw::cuda {
+
+/// Throws Error(kUnsupported) that names what a selector has no kernel for.
+[[noreturn]] inline void refuse_selection(const std::string& what) {
+  throw Error(ErrorKind::kUnsupported, "decode selection on the GPU does not support " + what,
+              "use --backend cpu");
+}
+
+/// An attribute of the current GPU. Throws Error when the driver does not say.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check(cudaGetDevice(&device), "query of the current GPU");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "query of the GPU");
+  return value;
+}
+
+/// Device memory for `count` elements, all bits 0.
+template <class T>
+DeviceBuffer<T> zeros(std::size_t count) {
+  DeviceBuffer<T> buffer(count);
+  check(cudaMemset(buffer.data(), 0, buffer.bytes()), "clearing of the decode state");
+  return buffer;
+}
+
+}  // namespace sw::cuda
