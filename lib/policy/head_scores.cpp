@@ -11,17 +11,41 @@
 
 namespace sw {
 
-void settle_top_p(const MethodSpec& spec, Budget& budget) {
+void settle_budget(const MethodSpec& spec, Budget& budget, bool single_keys) {
   const auto given = [&](const char* name) {
     return std::any_of(spec.options.begin(), spec.options.end(),
                        [&](const auto& option) { return option.first == name; });
   };
-  if (!given("top_p") || budget.kind == Budget::Kind::kTopP) return;
-  if (given("budget")) {
-    throw Error(ErrorKind::kUsage,
-                "method '" + spec.name + "': option 'top_p' has a meaning with budget=top_p only");
+  const auto refuse = [&](const std::string& what, const std::string& next) {
+    throw Error(ErrorKind::kUsage, "method '" + spec.name + "': option " + what, next);
+  };
+  if (given("top_p") && budget.kind != Budget::Kind::kTopP) {
+    if (given("budget")) {
+      refuse("'top_p' has a meaning with budget=top_p only", "leave out one of the two");
+    }
+    budget.kind = Budget::Kind::kTopP;
   }
-  budget.kind = Budget::Kind::kTopP;
+  if (budget.rounding == Budget::Rounding::kSteps) {
+    if (budget.kind != Budget::Kind::kMatched) {
+      refuse("'rounding=steps' has a meaning with budget=matched only",
+             "leave it out, or give budget=matched");
+    }
+    if (budget.dense_phase == Phase::kDecode) {
+      refuse("'rounding=steps' is for decode steps, which are dense in this method",
+             "leave it out");
+    }
+    if (single_keys) {
+      refuse("'rounding=steps' is for steps of whole blocks, and these select single keys",
+             "leave it out, or give unit=block");
+    }
+  }
+  const bool has_floor = budget.kind == Budget::Kind::kMatched ||
+                         budget.kind == Budget::Kind::kTopP ||
+                         budget.kind == Budget::Kind::kCalibrated;
+  if (budget.min_blocks > 1 && !has_floor) {
+    refuse("'min_blocks' has a meaning with the budgets matched, top_p and calibrated only",
+           "leave it out, or give one of these budgets");
+  }
 }
 
 void add_granularity(OptionSet& set, Granularity& granularity) {

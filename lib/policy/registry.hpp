@@ -38,8 +38,10 @@ PolicyEntry tova_entry();
 /// Sets every option of `spec`. An error names the method.
 void apply_options(const MethodSpec& spec, OptionSet& options);
 
-/// `top_p` alone asks for the budget of that name; with another budget it is an error.
-void settle_top_p(const MethodSpec& spec, Budget& budget);
+/// What options mean together. `top_p` alone asks for the budget of that name. Throws Error(kUsage)
+/// where it is given with another budget, and where nothing would come of rounding=steps or of
+/// min_blocks. `single_keys`: decode steps select single keys.
+void settle_budget(const MethodSpec& spec, Budget& budget, bool single_keys);
 
 /// Options of type Options (default-constructible, with `bind`), as `spec` sets them.
 template <class Options>
@@ -47,7 +49,11 @@ Options parse_options(const MethodSpec& spec) {
   Options options;
   OptionSet set = options.bind();
   apply_options(spec, set);
-  if constexpr (requires { options.budget; }) settle_top_p(spec, options.budget);
+  bool single_keys = false;
+  if constexpr (requires { options.unit; }) {
+    single_keys = options.unit == decltype(options.unit)::kToken;
+  }
+  if constexpr (requires { options.budget; }) settle_budget(spec, options.budget, single_keys);
   return options;
 }
 

@@ -585,6 +585,7 @@ SketchWalkOptions parse_form(const MethodSpec& spec) {
   SketchWalkOptions options(preset.preset);
   OptionSet set = options.bind();
   apply_options(spec, set);
+  settle_budget(spec, options.budget, false);
   return options;
 }
 

@@ -29,9 +29,18 @@ std::vector<std::string> methods() {
     };
     std::string spec = method.name;
     if (has("budget")) spec += ":budget=matched";
-    if (!make_policy(spec, 0)->takes_density()) continue;
-    if (has("rounding")) spec += std::string(spec == method.name ? ":" : ",") + "rounding=steps";
-    specs.push_back(spec);
+    const auto policy = make_policy(spec, 0);
+    if (!policy->takes_density()) continue;
+    const auto with = [&](const std::string& options) {
+      return spec + (spec == method.name ? ":" : ",") + options;
+    };
+    const bool steps = has("rounding") && policy->budget().dense_phase != Phase::kDecode;
+    if (has("unit")) {
+      specs.push_back(with(steps ? "unit=block,rounding=steps" : "unit=block"));
+      specs.push_back(with("unit=token"));
+    } else {
+      specs.push_back(steps ? with("rounding=steps") : spec);
+    }
     // An adaptive budget, at the same density.
     const auto calibrated = [&](const OptionInfo& info) {
       return info.name == "budget" && info.range.find("calibrated") != std::string::npos;
@@ -42,9 +51,6 @@ std::vector<std::string> methods() {
       if (has("unit") && method.name != "vertical_slash")
         specs.push_back(method.name + ":budget=calibrated,unit=token");
     }
-    if (!has("unit")) continue;
-    specs.push_back(spec + ",unit=block");
-    specs.push_back(spec + ",unit=token");
   }
   specs.push_back("sketchwalk:preset=preprint,rounding=steps");
   specs.push_back("sketchwalk:preset=tuned,rounding=steps");

@@ -79,6 +79,37 @@ TEST(MethodSpec, ValuesAreChecked) {
   }
 }
 
+TEST(MethodSpec, OptionsOfWhichNothingWouldComeAreRefused) {
+  const auto refused = [](const std::string& spec, const std::string& words) {
+    const std::string error = error_of(spec);
+    EXPECT_NE(error.find(words), std::string::npos) << spec << ": " << error;
+    EXPECT_NE(error.find("| leave it out"), std::string::npos) << spec << ": " << error;
+  };
+  for (const char* spec :
+       {"sketchwalk:budget=release,rounding=steps", "sketchwalk:budget=fixed,rounding=steps",
+        "twilight:rounding=steps,unit=block", "quest:top_p=0.9,rounding=steps"}) {
+    refused(spec, "'rounding=steps' has a meaning with budget=matched only");
+  }
+  for (const char* spec : {"tri_shape:rounding=steps", "vertical_slash:rounding=steps"}) {
+    refused(spec, "decode steps, which are dense in this method");
+  }
+  for (const char* spec : {"snapkv:rounding=steps", "oracle:unit=token,rounding=steps",
+                           "twilight:budget=matched,rounding=steps"}) {
+    refused(spec, "these select single keys");
+  }
+  for (const char* spec :
+       {"sketchwalk:budget=release,min_blocks=2", "flexprefill:budget=gamma,min_blocks=2",
+        "magicpig:budget=sampled,min_blocks=2"}) {
+    refused(spec, "'min_blocks' has a meaning with the budgets matched, top_p and calibrated only");
+  }
+  for (const char* spec :
+       {"sketchwalk:rounding=steps,min_blocks=2", "snapkv:unit=block,rounding=steps",
+        "twilight:min_blocks=2", "quest:top_p=0.9,min_blocks=2",
+        "sketchwalk:budget=release,min_blocks=1,rounding=row"}) {
+    EXPECT_EQ(error_of(spec), "no error") << spec;
+  }
+}
+
 /// The error of a method file, as "message | hint".
 std::string error_of_file(const std::string& text) {
   try {

@@ -12,7 +12,9 @@ DecodeBudget make_decode_budget(const Budget& budget, double density) {
     throw Error(ErrorKind::kUnsupported,
                 "the CUDA decode path selects by the budgets matched (rounding=row), fixed and "
                 "release, with sink and window blocks",
-                "use --backend cpu for this policy");
+                budget.rounding == Budget::Rounding::kSteps
+                    ? "leave rounding=steps out, or use --backend cpu"
+                    : "use --backend cpu for this policy");
   }
   DecodeBudget result;
   result.kind = budget.kind;

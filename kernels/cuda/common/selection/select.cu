@@ -41,7 +41,6 @@ std::optional<std::string> BudgetSelector::unsupported(const Budget& budget) {
       budget.dense_last_rows > 0 || budget.dense_phase) {
     return "the GPU forces the sink and window, the diagonal, or recent blocks only";
   }
-  if (budget.rounding == Budget::Rounding::kSteps) return "the GPU knows rounding=row only";
   return {};
 }
 
@@ -72,6 +71,10 @@ SelectArgs BudgetSelector::plan(const ScoresView& scores, const BlockGeometry& g
                                 const Budget& budget, double density, Phase phase) {
   if (const auto reason = unsupported(budget)) {
     throw Error(ErrorKind::kUnsupported, *reason, "use --backend cpu");
+  }
+  if (phase == Phase::kDecode && budget.rounding == Budget::Rounding::kSteps) {
+    throw Error(ErrorKind::kUnsupported, "the GPU rounds decode steps by rounding=row only",
+                "leave rounding=steps out, or use --backend cpu");
   }
   const std::int64_t b = geometry.key_blocks();
   const auto n = static_cast<double>(geometry.tokens);

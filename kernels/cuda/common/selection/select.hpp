@@ -45,7 +45,8 @@ class BudgetSelector {
   /// Why it cannot select with `max_blocks` key blocks, or nothing.
   static std::optional<std::string> unsupported(std::int64_t max_blocks);
 
-  /// Why this budget is not one of those that the kernel knows, or nothing.
+  /// Why this budget is not one of those that the kernel knows, or nothing. In a decode step
+  /// select() and plan() refuse rounding=steps too, which means nothing in a prefill.
   static std::optional<std::string> unsupported(const Budget& budget);
 
   /// For up to max_groups row sets of max_rows query block rows over max_blocks key blocks. Throws
