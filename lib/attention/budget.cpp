@@ -197,10 +197,12 @@ class TopPOrder {
   std::vector<Entry> entries_;
 };
 
-void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget) {
+/// At least `least` candidates, if there are as many.
+void fill_top_p(Row& row, std::span<const double> scores, const Budget& budget,
+                std::int64_t least) {
   const TopPOrder order(row, scores, budget);
   for (const TopPOrder::Entry& entry : order.entries()) {
-    if (order.reaches(entry, budget.top_p) && row.kept() >= budget.min_blocks) break;
+    if (order.reaches(entry, budget.top_p) && row.kept() >= least) break;
     row.keep(entry.candidate, part_of(scores[static_cast<std::size_t>(entry.candidate)]));
   }
 }
@@ -214,8 +216,9 @@ struct ShareRow {
 };
 
 /// The share of kTopP with which the rows together keep the number of pairs nearest to `wanted`; of
-/// two, the smaller.
-double calibrated_share(const std::vector<ShareRow>& rows, const Budget& budget, double wanted) {
+/// two, the smaller. Each row keeps `least` candidates in any case.
+double calibrated_share(const std::vector<ShareRow>& rows, const Budget& budget, std::int64_t least,
+                        double wanted) {
   struct Step {
     double share;  ///< above it the candidate is kept
     double pairs;
@@ -235,7 +238,7 @@ double calibrated_share(const std::vector<ShareRow>& rows, const Budget& budget,
     }
     std::int64_t kept = row.kept();
     for (const TopPOrder::Entry& entry : order.entries()) {
-      if (kept++ < budget.min_blocks) {
+      if (kept++ < least) {
         sum += pairs(entry.candidate);
       } else {
         steps_of[static_cast<std::size_t>(i)].push_back(
@@ -300,9 +303,10 @@ std::vector<RowSize> row_sizes(const BlockGeometry& geometry) {
   return sizes;
 }
 
-/// Keys before its own block that a row keeps whatever its share.
-double least_keys(const Budget& budget, const BlockGeometry& geometry) {
-  return static_cast<double>((budget.min_blocks - 1) * geometry.block);
+/// Keys before its own block, or before its own key, that a row keeps whatever its share.
+std::int64_t least_keys(const Budget& budget, const BlockGeometry& geometry) {
+  const std::int64_t all = geometry.key_blocks() + 1;  // more of them change nothing
+  return (std::min(budget.min_blocks, all) - 1) * geometry.block;
 }
 
 /// Rows at the end that attend densely, and the density that the rows before them have.
@@ -313,7 +317,7 @@ struct DenseRows {
 
 DenseRows pay_dense_rows(const Budget& budget, const BlockGeometry& geometry, double density) {
   const std::vector<RowSize> sizes = row_sizes(geometry);
-  const double least_each = least_keys(budget, geometry);
+  const auto least_each = static_cast<double>(least_keys(budget, geometry));
   double all = 0.0;
   double least = 0.0;
   for (const RowSize& size : sizes) {
@@ -380,7 +384,7 @@ void fill_release(Row& row, std::span<const double> scores, const Budget& budget
 BlockSelection select_keys(const Matrix& keys, const BlockGeometry& geometry, const Budget& budget,
                            double density) {
   assert(geometry.tokens - geometry.query_begin == 1 && keys.cols() == geometry.tokens);
-  const std::int64_t floor = (budget.min_blocks - 1) * geometry.block + 1;
+  const std::int64_t least = least_keys(budget, geometry) + 1;
   std::vector<Row::Kept> rows(static_cast<std::size_t>(keys.rows()));
   parallel_for(keys.rows(), [&](std::int64_t g, int) {
     const std::span<const double> scores = keys.row(g);
@@ -389,10 +393,10 @@ BlockSelection select_keys(const Matrix& keys, const BlockGeometry& geometry, co
     switch (budget.kind) {
       case Budget::Kind::kMatched:
         fill_matched(row, scores, budget,
-                     std::clamp(floor, matched_keys(density, geometry.tokens), geometry.tokens));
+                     std::clamp(least, matched_keys(density, geometry.tokens), geometry.tokens));
         break;
       case Budget::Kind::kTopP:
-        fill_top_p(row, scores, budget);
+        fill_top_p(row, scores, budget, least);
         break;
       case Budget::Kind::kMarked:
         fill_marked(row, scores);
@@ -543,7 +547,7 @@ BlockSelection select_mixed(const BlockScores& scores, const BlockGeometry& geom
     key_order.push_back(in_order(scores.keys.row(g)));
   }
   const std::vector<double> rooms =
-      keys_before_own(geometry, density, least_keys(budget, geometry));
+      keys_before_own(geometry, density, static_cast<double>(least_keys(budget, geometry)));
   const std::int64_t rows = geometry.rows();
   std::vector<MixedRow> mixed;
   for (std::int64_t i = 0; i < scores.groups * rows; ++i) {
@@ -599,7 +603,9 @@ Budget calibrate(const BlockScores& scores, const BlockGeometry& geometry, const
                  double density) {
   std::vector<ShareRow> rows;
   double causal = 0.0;
+  std::int64_t least = budget.min_blocks;
   if (!scores.keys.empty()) {
+    least = least_keys(budget, geometry) + 1;
     if (!scores.values.empty()) throw std::logic_error("budget: not one of mixed rows");
     for (std::int64_t g = 0; g < scores.keys.rows(); ++g) {
       require_numbers(scores.keys.row(g), geometry.key_blocks() - 1);
@@ -619,7 +625,7 @@ Budget calibrate(const BlockScores& scores, const BlockGeometry& geometry, const
   }
   Budget found = budget;
   found.kind = Budget::Kind::kTopP;
-  found.top_p = calibrated_share(rows, budget, density * causal);
+  found.top_p = calibrated_share(rows, budget, least, density * causal);
   return found;
 }
 
@@ -676,7 +682,7 @@ BlockSelection select_blocks(const BlockScores& scores, const BlockGeometry& geo
         if (row.candidates() > b - dense.count) keep_all(row, Part::kForced);
         return;
       case Budget::Kind::kTopP:
-        return fill_top_p(row, s, budget);
+        return fill_top_p(row, s, budget, budget.min_blocks);
       case Budget::Kind::kMarked:
         return fill_marked(row, s);
       case Budget::Kind::kFixed:

@@ -45,7 +45,7 @@ struct Budget {
   Rounding rounding = Rounding::kRow;
   /// kMatched, kTopP and kCalibrated: fewest blocks of a row. An early row whose share rounds to
   /// one block sees no sink, which costs a running model several nats a token there, whatever the
-  /// method.
+  /// method. A row of single keys keeps its own and as many as the other min_blocks - 1 hold.
   std::int64_t min_blocks = 1;
   /// kTopP, for scores >= 0: the share to reach, forced blocks included. They are the diagonal and,
   /// unless `forced` is kDiagonal, the first block. 1 keeps all.

@@ -67,7 +67,8 @@ std::string spec_of(const std::string& name, Options actual) {
 inline void add_matched(OptionSet& set, Budget& budget) {
   set.add(
       "min_blocks", budget.min_blocks, 1, kNoLimit,
-      "budget=matched, top_p, calibrated: fewest blocks of a row, which early rows round below");
+      "budget=matched, top_p, calibrated: fewest blocks of a row, which early rows round below; in "
+      "single keys, the own one and those of min_blocks - 1 blocks");
   set.add<Budget::Rounding>(
       "rounding", budget.rounding,
       {{"row", Budget::Rounding::kRow}, {"steps", Budget::Rounding::kSteps}},

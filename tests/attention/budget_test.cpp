@@ -304,6 +304,14 @@ TEST(Budget, SingleKeysAreChosenLikeBlocks) {
   EXPECT_EQ(kept_keys(scores, budget, 0.1).size(), 5u);
   budget = Budget{.kind = Budget::Kind::kTopP, .forced = Budget::Forced::kDiagonal, .top_p = 0.6};
   EXPECT_EQ(kept_keys(scores, budget, 1.0), (Keys{2, 3, 7, 9}));  // 20 of 32
+  budget.min_blocks = 2;
+  EXPECT_EQ(kept_keys(scores, budget, 1.0), (Keys{0, 2, 3, 7, 9}));
+  budget.min_blocks = std::numeric_limits<std::int64_t>::max();
+  EXPECT_EQ(kept_keys(scores, budget, 1.0).size(), 10u);
+  budget = Budget{.kind = Budget::Kind::kCalibrated, .forced = Budget::Forced::kDiagonal};
+  EXPECT_EQ(kept_keys(scores, budget, 0.1), (Keys{9}));
+  budget.min_blocks = 2;
+  EXPECT_EQ(kept_keys(scores, budget, 0.1), (Keys{0, 2, 3, 7, 9}));
   budget.kind = Budget::Kind::kMarked;
   EXPECT_EQ(kept_keys(scores, budget, 1.0), (Keys{0, 1, 2, 3, 5, 6, 7, 8, 9}));
 
