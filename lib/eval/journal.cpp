@@ -24,7 +24,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::string_view kMagic = "sketchwalk-journal 1 ";
+constexpr std::string_view kName = "sketchwalk-journal ";
 constexpr std::size_t kChecksumDigits = 16;
 constexpr int kDeepest = 64;
 constexpr std::size_t kLongestLine = std::size_t{1} << 30;
@@ -78,21 +78,37 @@ void describe_differences(const Json* there, const Json* now, const std::string&
   out.push_back(path + ": " + brief(there) + " there, " + brief(now) + " now");
 }
 
+/// What the first line begins with.
+std::string magic() { return std::string(kName) + std::to_string(kJournalVersion) + " "; }
+
+/// The first line may be torn.
+void require_this_version(const std::string& path, std::string_view text) {
+  if (text.substr(0, magic().size()) == magic().substr(0, text.size())) return;
+  std::string_view version = text.substr(std::min(kName.size(), text.size()), 10);
+  version = version.substr(0, version.find_first_not_of("0123456789"));
+  if (!text.starts_with(kName) || version.empty()) {
+    throw Error(ErrorKind::kInput, "'" + path + "' is not a journal",
+                "move it away, or choose another -o");
+  }
+  throw Error(
+      ErrorKind::kInput,
+      "'" + path + "' was written by another version of this program, as a journal of form " +
+          std::string(version) + "; this version writes form " + std::to_string(kJournalVersion),
+      "go on with the version that wrote it, or run again with another -o or without the "
+      "journal");
+}
+
 /// Calls on_line(number, json) for the lines of a journal, 1 being the identity; returns the bytes
 /// of those that are whole.
 template <class F>
 std::size_t scan(const std::string& path, std::string_view text, F&& on_line) {
-  const std::string_view begin = text.substr(0, kMagic.size());
-  if (begin != kMagic.substr(0, begin.size())) {
-    throw Error(ErrorKind::kInput, "'" + path + "' is not a journal of this version",
-                "move it away, or choose another -o");
-  }
+  require_this_version(path, text);
   std::size_t at = 0;
   for (std::int64_t number = 1; at < text.size(); ++number) {
     const std::size_t end = text.find('\n', at);
     std::optional<Json> json;
     if (end != std::string_view::npos) {
-      const std::size_t skip = number == 1 ? kMagic.size() : 0;
+      const std::size_t skip = number == 1 ? magic().size() : 0;
       json = parse_line(text.substr(at, end - at).substr(std::min(skip, end - at)),
                         "'" + path + "', line " + std::to_string(number) + ",");
     }
@@ -212,7 +228,7 @@ void Journal::read(const Json& identity) {
     }
   }
   if (size_ > 0) return;
-  write_line(std::string(kMagic) + make_line(dump(identity)));
+  write_line(magic() + make_line(dump(identity)));
   // The name itself has to survive a crash too.
   const std::string folder = std::filesystem::absolute(path_).parent_path().string();
   const int directory = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -13,13 +13,17 @@
 /// `append` returns, so that a run that is killed at any moment goes on from there. The first line
 /// says what the journal is of; the others are entries:
 ///
-///   sketchwalk-journal 1 CHECKSUM {identity}
+///   sketchwalk-journal 2 CHECKSUM {identity}
 ///   CHECKSUM {entry}
 ///
-/// CHECKSUM: the first 16 hexadecimal digits of the SHA-256 of the JSON text that follows. What
-/// JSON cannot hold is stored as it can: bytes that are not UTF-8 as U+FFFD, NaN and infinities as
-/// null.
+/// 2: kJournalVersion. CHECKSUM: the first 16 hexadecimal digits of the SHA-256 of the JSON text
+/// that follows. What JSON cannot hold is stored as it can: bytes that are not UTF-8 as U+FFFD, NaN
+/// and infinities as null.
 namespace sw {
+
+/// Goes up whenever the identity or an entry of any journal takes another form, so that journals of
+/// another version of the program are refused as what they are.
+inline constexpr int kJournalVersion = 2;
 
 /// What is done with each entry of a journal as it is read.
 using JournalVisitor = std::function<void(nlohmann::json&& entry)>;
@@ -34,8 +38,8 @@ class Journal {
   /// that are larger than memory.
   ///
   /// Throws Error(kUsage) when the journal is of another run (the message names what differs) or in
-  /// use by another process, Error(kInput) when it is damaged or no journal, Error(kOutput) when it
-  /// cannot be written.
+  /// use by another process, Error(kInput) when it is damaged, of another version or no journal,
+  /// Error(kOutput) when it cannot be written.
   Journal(const std::string& path, const nlohmann::json& identity, JournalVisitor visit = {});
   ~Journal();
   Journal(const Journal&) = delete;
@@ -70,7 +74,7 @@ std::string journal_differences(const nlohmann::json& there, const nlohmann::jso
 /// A journal that this process need not own. A torn last line is left alone.
 class JournalReader {
  public:
-  /// Throws Error(kInput) when the file is no journal, or empty.
+  /// Throws Error(kInput) when the file is no journal, one of another version, or empty.
   explicit JournalReader(const std::string& path);
 
   const std::string& path() const { return file_.path(); }

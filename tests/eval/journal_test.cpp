@@ -15,6 +15,9 @@
 #include "core/error.hpp"
 #include "core/file.hpp"
 #include "core/sha256.hpp"
+#include "core/text.hpp"
+#include "eval/layer_entry.hpp"
+#include "eval/run_entry.hpp"
 #include "support/tiny_trace.hpp"
 
 namespace sw {
@@ -33,7 +36,7 @@ class JournalTest : public ::testing::Test {
   std::string text() const { return read_file(path()); }
   /// A file whose first line holds `identity`, with a checksum that is right.
   void write_header(const std::string& identity) const {
-    write("sketchwalk-journal 1 " + sha256(std::as_bytes(std::span(identity))).substr(0, 16) + " " +
+    write("sketchwalk-journal 2 " + sha256(std::as_bytes(std::span(identity))).substr(0, 16) + " " +
           identity + "\n");
   }
   std::string error(const json& identity = kIdentity) const {
@@ -205,15 +208,51 @@ TEST_F(JournalTest, AnotherRunIsRefusedAndTheDifferencesAreNamed) {
 }
 
 TEST_F(JournalTest, WhatIsNoJournalIsNotTouched) {
-  for (const std::string content : {"notes\n", "sketchwalk", "{}", "sketchwalk-journal 2 x\n"}) {
+  for (const std::string content :
+       {"notes\n", "sketchwalk", "{}", "sketchwalk-journal x\n", "sketchwalk-journal\n2 "}) {
     write(content);
-    const bool torn_header = std::string("sketchwalk-journal 1 ").starts_with(content);
+    const bool torn_header = std::string("sketchwalk-journal 2 ").starts_with(content);
     if (torn_header) {
       EXPECT_EQ(error(), "");
       continue;
     }
     EXPECT_NE(error().find("not a journal"), std::string::npos) << content;
     EXPECT_EQ(text(), content);
+  }
+}
+
+TEST_F(JournalTest, AnotherVersionIsRefusedAsSuch) {
+  const std::string whole = make();
+  for (const std::string version : {"1", "3", "20", "12345678901234567890"}) {
+    const std::string other =
+        "sketchwalk-journal " + version + whole.substr(std::string("sketchwalk-journal 2").size());
+    // Cut, it is still the other version's, and so it is when its lines do not check.
+    for (const std::string& content : {other, other.substr(0, 40), "sketchwalk-journal " + version,
+                                       other.substr(0, 60) + other.substr(61)}) {
+      write(content);
+      const std::string message = error();
+      EXPECT_NE(message.find("written by another version"), std::string::npos) << message;
+      EXPECT_NE(message.find("form " + version.substr(0, 10)), std::string::npos) << message;
+      EXPECT_NE(message.find("go on with the version that wrote it"), std::string::npos) << message;
+      EXPECT_EQ(message.find("damaged"), std::string::npos) << message;
+      EXPECT_EQ(text(), content);
+      EXPECT_THROW(JournalReader{path()}, Error);
+    }
+  }
+}
+
+// Entries as they stand in journals of this version. When this fails their form has changed: raise
+// kJournalVersion, and bring make_corpus.py up to date.
+TEST(JournalVersion, EntriesHaveItsForm) {
+  ASSERT_EQ(kJournalVersion, 2);
+  const auto lines = [](const std::string& name) {
+    return split(read_file(SW_TEST_DIR "/fuzz/corpus/" + name), '\n');
+  };
+  const json layer = json::parse(lines("layer_entry/whole").at(0));
+  EXPECT_EQ(to_json(layer_entry_from_json(layer, {1, 2})), layer);
+  for (const char* name : {"journal/replies", "journal/windows"}) {
+    const json entry = json::parse(lines(name).at(1));
+    EXPECT_EQ(to_json(run_entry_from_json(entry)), entry);
   }
 }
 

@@ -14,7 +14,7 @@ namespace {
 std::string with_checksums(std::string_view text) {
   std::string out;
   for (const std::string& line : sw::split(text, '\n')) {
-    if (out.empty()) out = "sketchwalk-journal 1 ";
+    if (out.empty()) out = "sketchwalk-journal 2 ";
     out += sw::sha256(std::as_bytes(std::span(line))).substr(0, 16) + " " + line + "\n";
   }
   return out;

@@ -362,8 +362,9 @@ def make_journals():
     short = window["window"] | {"kl": "0000003f", "hidden_error": [0.5, 0.5]}
     write("journal", "contradiction", "\n".join((head, compact(run_entry("sparse", window=short)))))
     write("journal", "other_run", compact({"kind": "model", "arms": [], "files": {"a": 1}}))
-    write("journal", "raw", "sketchwalk-journal 1 0123456789abcdef {}\n0123456789abcdef {}\n")
+    write("journal", "raw", "sketchwalk-journal 2 0123456789abcdef {}\n0123456789abcdef {}\n")
     write("journal", "raw_torn", "sketchwalk-jour")
+    write("journal", "raw_version", "sketchwalk-journal 1 0123456789abcdef {}\n")
     write("journal", "deep", head + "\n" + '{"a":' * 65 + "1" + "}" * 65)
 
 
@@ -437,13 +438,16 @@ def make_sweeps():
         return base64.b64encode(struct.pack(f"<{len(values)}{kind}", *values)).decode()
 
     array = [1, 2, 0.5]
-    metrics = dict.fromkeys(("mass_recall", "oracle_gap", "output_error", "cosine", "topk_recall", "density"), array)
-    selection = {"geometry": [4, 0, 8], "groups": 1, "token_parts": [0, 0], "row_ptr": pack("q", 0, 1, 3),
-                 "block": pack("i", 0, 0, 1), "part": pack("B", 0, 1, 0)}
+    metrics = dict.fromkeys(("mass_recall", "oracle_gap", "output_error", "cosine", "oracle_gap_set", "topk_recall"),
+                            array)
+    selection = {"geometry": [4, 0, 8], "groups": 1, "token_parts": [0, 0], "row_ptr": pack("q", 0, 1, 2),
+                 "block": pack("i", 0, 1), "part": pack("B", 0, 1), "token_ptr": pack("q", 0, 0, 1),
+                 "token": pack("i", 1), "token_part": pack("B", 2)}
     cell = {"method": "dense", "name": "dense", "density": 0.5, "phase": "prefill", "block": 4, "row_sets": 1,
-            "shares_scores": True, "has_own_scores": True, "layer": [True, 10, 1, 2, 3, 4, 5, 6],
+            "selects_keys": True, "shares_scores": True, "has_own_scores": True,
+            "layer": [True, 10, 1, 2, 3, 4, 5, 6, [0.5]],
             "metrics": metrics, "density_rows": [1, 2, pack("f", 0.5, 1.0)], "answer_recall": None,
-            "attribution": {"exact_spec": "a", "sketch_spec": "b", "exact": array, "sketch_only": array},
+            "attribution": {"specs": ["a"] * 9, "recall": [array] * 9},
             "times": [[-1, True, 0.1, 0.2, 0.3, 0.4, 0.5]], "saved": {"selections": [selection], "scores": 0}}
     seconds = dict.fromkeys(("read", "rebuild", "dense", "scores", "metrics", "total", "attention", "separate"), 0.5)
     entry = {"unit": [0, 2], "cells": [cell], "scores": [[1, 1, 2, pack("f", 0.5, 0.25)]], "seconds": seconds}
