@@ -239,7 +239,7 @@ OutputComparison CudaBackend::compare(const AttentionOutput& dense, const Attent
   }
   OutputComparison comparison(a.heads, geometry.rows());
   sums_.reserve(comparison.values.size() * kSums);
-  cuda::sm80::OutputComparison problem;
+  cuda::sm80::OutputPair problem;
   problem.dense = a.values.data();
   problem.sparse = b.values.data();
   problem.heads = static_cast<int>(a.heads);

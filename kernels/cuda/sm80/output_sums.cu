@@ -9,7 +9,7 @@ namespace {
 constexpr int kThreads = 128;
 
 /// One thread block a (block row, head): strided sums of each thread, then a tree over threads.
-__global__ void __launch_bounds__(kThreads) output_sums_kernel(const OutputComparison c) {
+__global__ void __launch_bounds__(kThreads) output_sums_kernel(const OutputPair c) {
   __shared__ double partial[kSums][kThreads];
   const std::int64_t query_begin = c.tokens - c.queries;
   const std::int64_t row = query_begin / c.block + blockIdx.x;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) output_sums_kernel(const OutputCompa
 
 }  // namespace
 
-void output_sums(const OutputComparison& c, cudaStream_t stream) {
+void output_sums(const OutputPair& c, cudaStream_t stream) {
   const std::int64_t rows = (c.tokens + c.block - 1) / c.block - (c.tokens - c.queries) / c.block;
   output_sums_kernel<<<dim3(static_cast<unsigned>(rows), static_cast<unsigned>(c.heads)), kThreads,
                        0, stream>>>(c);

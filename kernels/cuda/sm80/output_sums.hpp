@@ -10,7 +10,8 @@ namespace sw::cuda::sm80 {
 
 inline constexpr int kSums = 4;
 
-struct OutputComparison {
+/// Two outputs of one problem, and where their sums go.
+struct OutputPair {
   const float* dense = nullptr;   ///< [heads, queries, head_dim], contiguous
   const float* sparse = nullptr;  ///< likewise
   int heads = 0;
@@ -23,6 +24,6 @@ struct OutputComparison {
   double* sums = nullptr;
 };
 
-void output_sums(const OutputComparison& comparison, cudaStream_t stream);
+void output_sums(const OutputPair& pair, cudaStream_t stream);
 
 }  // namespace sw::cuda::sm80
