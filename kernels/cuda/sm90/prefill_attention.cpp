@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/error.hpp"
+#include "kernels/cuda/common/device_attribute.hpp"
 #include "kernels/cuda/common/error.hpp"
 #include "kernels/cuda/sm90/prefill_params.hpp"
 #include "kernels/cuda/sm90/tensor_map.hpp"
@@ -154,11 +155,7 @@ void launch_prefill_attention(const PrefillAttention& a, cudaStream_t stream) {
   p.tiles = static_cast<int>(tiles);
 
   const PrefillInstance instance = instance_of(a, p.heads_per_tile * p.rows_per_tile, masked);
-  int device = 0;
-  int multiprocessors = 0;
-  check(cudaGetDevice(&device), "query of the GPU");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "query of the GPU");
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
   const void* kernel = reinterpret_cast<const void*>(instance.kernel);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              instance.shared_bytes),

@@ -7,6 +7,7 @@
 
 #include "core/error.hpp"
 #include "kernels/cuda/common/buffer.hpp"
+#include "kernels/cuda/common/device_attribute.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 /// What the host sides of the decode selectors share.
@@ -16,15 +17,6 @@ namespace sw::cuda {
 [[noreturn]] inline void refuse_selection(const std::string& what) {
   throw Error(ErrorKind::kUnsupported, "decode selection on the GPU does not support " + what,
               "use --backend cpu");
-}
-
-/// An attribute of the current GPU. Throws Error when the driver does not say.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check(cudaGetDevice(&device), "query of the current GPU");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "query of the GPU");
-  return value;
 }
 
 /// Device memory for `count` elements, all bits 0.

@@ -1,13 +1,11 @@
 #include "kernels/cuda/common/selection/launch_limits.hpp"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <atomic>
 #include <string>
 
 #include "core/error.hpp"
-#include "kernels/cuda/common/error.hpp"
+#include "kernels/cuda/common/device_attribute.hpp"
 
 namespace sw::cuda {
 namespace {
@@ -15,27 +13,19 @@ namespace {
 constexpr int kMaxStages = 8;
 std::atomic<int> portable_products = 0;
 
-int attribute(cudaDeviceAttr name) {
-  int device = 0;
-  int value = 0;
-  check(cudaGetDevice(&device), "query of the GPU");
-  check(cudaDeviceGetAttribute(&value, name, device), "query of the GPU");
-  return value;
-}
-
 }  // namespace
 
-int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
 bool has_warpgroups() {
-  return portable_products == 0 && attribute(cudaDevAttrComputeCapabilityMajor) == 9;
+  return portable_products == 0 && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9;
 }
 
 PortableProducts::PortableProducts() { ++portable_products; }
 PortableProducts::~PortableProducts() { --portable_products; }
 
 int pipeline_stages(int stage_bytes, int other_bytes) {
-  const int available = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - other_bytes;
+  const int available = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - other_bytes;
   const int stages = std::min(kMaxStages, available / stage_bytes);
   if (stages < 2) {
     throw Error(ErrorKind::kUnsupported,
