@@ -29,6 +29,7 @@ Matrix multiply(const Matrix& x, const Matrix& y) {
 }  // namespace
 
 void AttentionOutput::reserve(const AttentionProblem& problem) {
+  kept.reset();
   if (out.heads() != problem.num_heads() || out.tokens() != problem.queries() ||
       out.dim() != problem.head_dim()) {
     out = HeadsTensor();  // the old storage goes before the new one is asked for

@@ -33,7 +33,8 @@ struct AttentionOutput {
   bool keep = false;
   std::unique_ptr<KeptOutput> kept;
 
-  /// Allocates for `problem` unless the shapes already fit.
+  /// Allocates `out` and `lse` for `problem` unless the shapes already fit. Every backend that
+  /// fills `out` begins with it: an output that another backend kept before is given up.
   void reserve(const AttentionProblem& problem);
 };
 

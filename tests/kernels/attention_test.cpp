@@ -493,6 +493,24 @@ TEST(CpuBackend, RefusesUnknownInstructionSets) {
   EXPECT_THROW(make_cpu_backend("avx1024"), Error);
 }
 
+TEST(Backends, GiveUpAnOutputThatAnotherOneKept) {
+  SplitMix64 rng(3);
+  const HeadsTensor x = random_tensor(rng, DType::kF32, 1, 20, 16, 1.0);
+  const AttentionProblem problem{x.view(), x.view(), x.view(), 0};
+  const BlockGeometry geometry = problem.geometry(8);
+  for (const auto& backend : {make_reference_backend(), make_cpu_backend()}) {
+    AttentionOutput output;
+    output.keep = true;
+    BlockMass mass;
+    output.kept = std::make_unique<KeptOutput>();
+    backend->attend_dense(problem, geometry, output, mass);
+    EXPECT_EQ(output.kept, nullptr);
+    output.kept = std::make_unique<KeptOutput>();
+    backend->attend(problem, BlockSelection::dense(geometry), output);
+    EXPECT_EQ(output.kept, nullptr);
+  }
+}
+
 TEST(Backends, RefuseShapesThatDoNotBelongTogether) {
   const HeadsTensor q(DType::kF32, 3, 4, 8);
   const HeadsTensor k(DType::kF32, 2, 4, 8);
