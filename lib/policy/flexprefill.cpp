@@ -37,16 +37,7 @@ struct FlexPrefillOptions : ScoreOptions {
   OptionSet bind() {
     OptionSet set;
     add_selection(set);
-    set.add<Budget::Kind>(
-        "budget", budget.kind,
-        {{"matched", Budget::Kind::kMatched},
-         {"top_p", Budget::Kind::kTopP},
-         {"calibrated", Budget::Kind::kCalibrated},
-         {"gamma", Budget::Kind::kMarked}},
-        "blocks of a row: by density; as many as hold the share top_p of its "
-        "estimated mass; the same with the share that keeps the density, found "
-        "for each layer; or the release's. top_p and gamma have their own density");
-    set.add("top_p", budget.top_p, 0.0, 1.0, true, kTopPHelp);
+    add_budget(set, "gamma", "what the release keeps, whatever the density");
     set.add("tau", tau, 0.0, 1.0, false,
             "divergence below which a head is query-aware; 0 makes all heads vertical-slash");
     set.add("gamma", gamma, 0.0, 1.0, true, "budget=gamma: share of a head's attention to cover");

@@ -87,14 +87,17 @@ void ScoreOptions::add_selection(OptionSet& set) {
   set.add("dense_layers", dense_layers, 0, kNoLimit, "layers below this index attend densely");
 }
 
-void ScoreOptions::add_budget(OptionSet& set) {
-  set.add<Budget::Kind>("budget", budget.kind,
-                        {{"matched", Budget::Kind::kMatched},
-                         {"top_p", Budget::Kind::kTopP},
-                         {"calibrated", Budget::Kind::kCalibrated}},
+void ScoreOptions::add_budget(OptionSet& set, const std::string& marked, const std::string& help) {
+  std::vector<std::pair<std::string, Budget::Kind>> kinds = {
+      {"matched", Budget::Kind::kMatched},
+      {"top_p", Budget::Kind::kTopP},
+      {"calibrated", Budget::Kind::kCalibrated}};
+  if (!marked.empty()) kinds.emplace_back(marked, Budget::Kind::kMarked);
+  set.add<Budget::Kind>("budget", budget.kind, std::move(kinds),
                         "what a row keeps: its density; as much as holds the share top_p of its "
                         "estimated mass, whatever the density; or the same with the share that "
-                        "keeps the density, found for each layer (in decode: each step)");
+                        "keeps the density, found for each layer (in decode: each step)" +
+                            (marked.empty() ? "" : "; or, with " + marked + ", " + help));
   set.add("top_p", budget.top_p, 0.0, 1.0, true, kTopPHelp);
 }
 

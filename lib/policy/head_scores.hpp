@@ -36,8 +36,9 @@ struct ScoreOptions {
 
   /// granularity, forced, min_blocks, rounding and dense_layers.
   void add_selection(OptionSet& set);
-  /// budget and top_p: for scores that are estimates of attention mass.
-  void add_budget(OptionSet& set);
+  /// budget and top_p: for scores that are estimates of attention mass. `marked` names a budget of
+  /// the method's own, of the kind kMarked, and `help` says what it keeps.
+  void add_budget(OptionSet& set, const std::string& marked = "", const std::string& help = "");
   /// Whether the budget asks for a density.
   bool takes_density() const {
     return budget.kind == Budget::Kind::kMatched || budget.kind == Budget::Kind::kCalibrated;
