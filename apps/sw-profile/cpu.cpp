@@ -138,15 +138,26 @@ class CpuProfile {
     report_.measurements[arm.first + kNumStages + 1].seconds.push_back(total);
   }
 
-  /// What the stages of sketchwalk's selection for a prefill must do, one for the layer: read q and
-  /// k once; score pooled queries and keys; multiply block matrices, lower triangular ones where
-  /// the scores are causal.
-  void state_stage_cost(const Arm& arm) {
-    const std::optional<SketchWalkForm> form = sketchwalk_form(options_.method, seed_);
-    if (!form || form->granularity != Granularity::kLayer) return;
-    const auto of = [&](Stage stage) -> Measurement& {
-      return report_.measurements[arm.first + static_cast<std::size_t>(stage)];
-    };
+  Measurement& stage_of(const Arm& arm, Stage stage) {
+    return report_.measurements[arm.first + static_cast<std::size_t>(stage)];
+  }
+
+  /// The method as sketchwalk with one selection for the layer, the form whose stages have stated
+  /// costs; or nothing.
+  std::optional<SketchWalkForm> stated_form() const {
+    auto form = sketchwalk_form(options_.method, seed_);
+    if (!form || form->granularity != Granularity::kLayer) return std::nullopt;
+    form->sketch.block = shape_.block;
+    return form;
+  }
+
+  /// What the stages of sketchwalk's selection for a prefill must do: read q and k once; score
+  /// pooled queries and keys; multiply block matrices, lower triangular ones where the scores are
+  /// causal.
+  void state_prefill_cost(const Arm& arm) {
+    const std::optional<SketchWalkForm> form = stated_form();
+    if (!form) return;
+    const auto of = [&](Stage stage) -> Measurement& { return stage_of(arm, stage); };
     const SketchParams& sketch = form->sketch;
     const auto tokens = static_cast<double>(shape_.tokens);
     const auto heads = static_cast<double>(shape_.num_heads);
@@ -165,6 +176,76 @@ class CpuProfile {
                              : form->walk == SketchWalkForm::Walk::kProduct
                                  ? product
                                  : static_cast<double>(form->degree) * product;
+  }
+
+  /// What they must do in a decode step over `tokens`. The query, where it joins the window, meets
+  /// the pooled keys before the newest; all queries of the window meet the newest and a pool that
+  /// ends, and are summed up over blocks: all from tables in f32, as the walk's matrix is. With
+  /// head means one pooled query and one key meet all others, and the matrix is made of all logits,
+  /// in f64. Joins and ends that come once in many steps are left out.
+  void state_step_cost(const Arm& arm, std::int64_t tokens) {
+    const std::optional<SketchWalkForm> form = stated_form();
+    if (!form) return;
+    const SketchParams& sketch = form->sketch;
+    const auto ceil_div = [](std::int64_t a, std::int64_t b) {
+      return static_cast<double>((a + b - 1) / b);
+    };
+    const auto heads = static_cast<double>(shape_.num_heads);
+    const auto kv_heads = static_cast<double>(shape_.num_kv_heads);
+    const auto dim = static_cast<double>(Sketch(sketch, kLayer, shape_.head_dim).dim());
+    const double keys = ceil_div(tokens, sketch.tokens_per_key());
+    const double blocks = ceil_div(tokens, shape_.block);
+    const bool mean = sketch.aggregation == SketchParams::Aggregation::kHeadMean;
+    Measurement& pool = stage_of(arm, Stage::kPool);
+    Measurement& score = stage_of(arm, Stage::kSketch);
+    const double joins = mean || form->query_stride == 1 ? 1.0 : 0.0;  // most steps have none
+    pool.bytes = static_cast<double>(shape_.head_dim) *
+                 static_cast<double>(dtype_size(parse_dtype(shape_.dtype))) *
+                 (joins * heads + kv_heads);
+    if (mean) {
+      const double queries = ceil_div(tokens, sketch.tokens_per_query());
+      score.flops = 2.0 * dim * (queries + keys);
+      score.bytes = 8.0 * (queries * keys + blocks * blocks);
+    } else {
+      const auto window = static_cast<double>(std::min(form->query_window, tokens));
+      const double ends = sketch.tokens_per_key() == 1 ? 1.0 : 0.0;
+      pool.flops = 2.0 * dim * heads * (joins * (keys - 1.0) + ends * window);
+      pool.bytes += 4.0 * dim * (joins * kv_heads * (keys - 1.0) + ends * heads * window);
+      score.flops = 2.0 * heads * window * (dim + blocks);
+      score.bytes = 4.0 * heads * window * (dim + blocks);
+    }
+    if (form->walk == SketchWalkForm::Walk::kNone) return;
+    const bool damped = form->walk == SketchWalkForm::Walk::kDamped;
+    Measurement& walk = stage_of(arm, Stage::kWalk);
+    walk.flops = 2.0 * blocks * blocks * (damped ? static_cast<double>(form->degree) : 1.0);
+    if (!mean) walk.bytes = 4.0 * blocks * blocks;  // the other one was made in this step
+  }
+
+  /// Selecting reads the score of every candidate and writes what is kept, with its parts. The
+  /// stages add up to the selection where all of them are stated.
+  void state_selection_cost(const Arm& arm, const BlockScores& scores,
+                            const BlockSelection& selection) {
+    const BlockGeometry& g = selection.geometry();
+    double candidates = static_cast<double>(scores.keys.rows() * scores.keys.cols());
+    if (!scores.values.empty()) {
+      for (std::int64_t r = 0; r < g.rows(); ++r) {
+        candidates += static_cast<double>(scores.groups * (g.first_row() + r + 1));
+      }
+    }
+    double kept = static_cast<double>(selection.all_blocks().size());
+    for (std::int64_t set = 0; selection.has_tokens() && set < selection.groups(); ++set) {
+      for (std::int64_t r = 0; r < g.rows(); ++r) {
+        kept += static_cast<double>(selection.tokens(set, r).size());
+      }
+    }
+    stage_of(arm, Stage::kSelect).bytes =
+        candidates * sizeof(double) + kept * (sizeof(std::int32_t) + sizeof(Part));
+    if (!stated_form()) return;
+    Measurement& sum = report_.measurements[arm.first + kNumStages];
+    for (const Stage stage : {Stage::kPool, Stage::kSketch, Stage::kWalk, Stage::kSelect}) {
+      sum.flops += stage_of(arm, stage).flops;
+      sum.bytes += stage_of(arm, stage).bytes;
+    }
   }
 
   void state_arm_cost(const Arm& arm, const BlockSelection& selection, double queries) {
@@ -212,7 +293,7 @@ class CpuProfile {
     add_masses(pieces, whole, geometry, dense_cost);
     for (const double density : options_.densities) {
       const Arm arm = add_arm("prefill", density);
-      state_stage_cost(arm);
+      state_prefill_cost(arm);
       pieces.emplace_back([&, arm](std::int64_t, bool timed) {
         flush_();
         StageTimes times;
@@ -225,6 +306,7 @@ class CpuProfile {
         attend(whole, selection, times);
         if (timed) keep(arm, times, since(start));
         if (!report_.measurements[arm.first].realised_density) {
+          state_selection_cost(arm, scores, selection);
           state_arm_cost(arm, selection, static_cast<double>(shape_.tokens));
         }
       });
@@ -265,7 +347,11 @@ class CpuProfile {
             select(scores, geometry, arm.density, Phase::kDecode, times);
         attend(step, selection, times);
         if (timed) keep(arm, times, since(start));
-        if (!report_.measurements[arm.first].realised_density) state_arm_cost(arm, selection, 1.0);
+        if (!report_.measurements[arm.first].realised_density) {
+          state_step_cost(arm, step.tokens());
+          state_selection_cost(arm, scores, selection);
+          state_arm_cost(arm, selection, 1.0);
+        }
       });
     }
     run_rounds(pieces, options_);

@@ -37,8 +37,10 @@ struct Measurement {
   std::string method;             ///< canonical SPEC, or "dense"
   std::optional<double> density;  ///< as requested
   std::optional<double> realised_density;
-  double flops = 0.0;           ///< of the selected blocks, for one run; 0 = not stated
-  double bytes = 0.0;           ///< each input read once, each output written once; 0 = not stated
+  /// Of the selected blocks, for one run; of a selection the sum over its stages; 0 = not stated.
+  double flops = 0.0;
+  /// Each input read once, each output written once; sums likewise; 0 = not stated.
+  double bytes = 0.0;
   std::vector<double> seconds;  ///< empty when skipped
   std::string reason;           ///< why it was skipped
 };

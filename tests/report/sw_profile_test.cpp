@@ -67,6 +67,28 @@ TEST_F(SwProfile, ReportHoldsEveryRunAndAddsUp) {
   EXPECT_EQ(rows[2]["bytes"].get<double>(), 192.0 * 6 * 32 * 4);
   EXPECT_EQ(rows[3]["flops"].get<double>(), 2.0 * 32 * 3 * 3 * 4);
   EXPECT_EQ(rows[4]["flops"].get<double>(), 3.0 * 2 * 3 * 3 * 3);
+  // Selection reads 1 + 2 + 3 scores of 8 bytes and keeps a block a row, 5 bytes each.
+  EXPECT_EQ(rows[5]["bytes"].get<double>(), 8.0 * 6 + 5 * 3);
+  // The step after 192 tokens: a query of 4 heads meets three pooled keys of 2 heads; 32 queries
+  // meet the fourth and sum up four blocks, in f32; three steps of a walk over them; two blocks
+  // of four are kept.
+  const auto costs = [&](std::size_t row) {
+    return std::pair{rows[row]["flops"].get<double>(), rows[row]["bytes"].get<double>()};
+  };
+  EXPECT_EQ(costs(10), std::pair(2.0 * 32 * 4 * 3, 4.0 * 32 * (4 + 2) + 4 * 32 * 2 * 3));
+  EXPECT_EQ(costs(11), std::pair(2.0 * 4 * 32 * (32 + 4), 4.0 * 4 * 32 * (32 + 4)));
+  EXPECT_EQ(costs(12), std::pair(3.0 * 2 * 4 * 4, 4.0 * 4 * 4));
+  EXPECT_EQ(costs(13), std::pair(0.0, 8.0 * 4 + 5 * 2));
+  for (const std::size_t first : {2u, 10u}) {  // the selection has what its stages have
+    std::pair sum{0.0, 0.0};
+    for (std::size_t j = first; j < first + 4; ++j) {
+      sum.first += costs(j).first;
+      sum.second += costs(j).second;
+    }
+    EXPECT_EQ(costs(first + 5), sum);
+    EXPECT_TRUE(rows[first + 3]["of_copy"].is_number());
+    EXPECT_TRUE(rows[first + 5]["of_copy"].is_number());
+  }
   // Dense prefill of n tokens: n (n + 1) / 2 pairs, 4 d operations each, all heads.
   EXPECT_EQ(out["measurements"][0]["flops"].get<double>(), 192.0 * 193 / 2 * 4 * 32 * 4);
   EXPECT_EQ(out["comparisons"].size(), 4u);
