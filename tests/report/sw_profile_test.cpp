@@ -95,6 +95,16 @@ TEST_F(SwProfile, ReportHoldsEveryRunAndAddsUp) {
   EXPECT_EQ(out["crossovers"].size(), 2u);
 }
 
+TEST_F(SwProfile, CostsFollowTheBlockSize) {
+  const CommandResult result =
+      profile(std::string(kSmall) + "--phase prefill --block 32 --dtype f32 -o out");
+  ASSERT_EQ(result.code, 0) << result.output;
+  const json rows = report()["measurements"];
+  EXPECT_EQ(rows[3]["part"], "sketch");
+  EXPECT_EQ(rows[3]["flops"].get<double>(), 2.0 * 32 * 6 * 6 * 4);
+  EXPECT_EQ(rows[4]["flops"].get<double>(), 3.0 * 2 * 6 * 6 * 6);
+}
+
 TEST_F(SwProfile, PeersJoinTheComparison) {
   std::ofstream(folder_.file("peer.sh")) << "echo '[{\"implementation\": \"theirs\", \"tokens\": "
                                             "192, \"seconds\": [1.0, 3.0, 2.0]}]'\n";
