@@ -10,7 +10,6 @@ namespace sw {
 
 /// `argv` goes into reports.
 void setup_cpu(Program& program, const std::vector<std::string>& argv);
-/// In builds with CUDA only.
 void setup_gpu(Program& program, const std::vector<std::string>& argv);
 
 }  // namespace sw

@@ -3,8 +3,6 @@
 int main(int argc, char** argv) {
   sw::Program program("sw-profile", "Times attention kernels and the stages of a selection");
   sw::setup_cpu(program, {argv, argv + argc});
-#ifdef SW_WITH_CUDA
   sw::setup_gpu(program, {argv, argv + argc});
-#endif
   return program.run(argc, argv);
 }

@@ -119,6 +119,17 @@ TEST_F(SwProfile, PeersJoinTheComparison) {
               2.0 / out["comparisons"][0]["total"]["median"].get<double>(), 1e-6);
 }
 
+#ifndef SW_WITH_CUDA
+TEST_F(SwProfile, WithoutCudaTheGpuCommandSaysSo) {
+  const CommandResult result =
+      testing::run_command("'" SW_BIN_DIR "/sw-profile' gpu --batch 8 -o '" + folder_.file("out") +
+                           "' --peer 'python3 x.py'");
+  EXPECT_EQ(result.code, 1) << result.output;
+  EXPECT_EQ(result.output.find("error: this build has no CUDA kernels\nhint: "), 0u)
+      << result.output;
+}
+#endif
+
 TEST_F(SwProfile, ErrorsSayWhatIsWrong) {
   const auto expect = [&](const std::string& arguments, int code, const std::string& words) {
     const CommandResult result = profile(arguments);
