@@ -30,10 +30,6 @@ void settle_budget(const MethodSpec& spec, Budget& budget, bool single_keys) {
       refuse("'rounding=steps' has a meaning with budget=matched only",
              "leave it out, or give budget=matched");
     }
-    if (budget.dense_phase == Phase::kDecode) {
-      refuse("'rounding=steps' is for decode steps, which are dense in this method",
-             "leave it out");
-    }
     if (single_keys) {
       refuse("'rounding=steps' is for steps of whole blocks, and these select single keys",
              "leave it out, or give unit=block");

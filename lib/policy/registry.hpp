@@ -63,12 +63,13 @@ std::string spec_of(const std::string& name, Options actual) {
   return canonical_spec(name, actual.bind(), defaults.bind());
 }
 
-/// min_blocks and rounding.
+/// min_blocks and, for methods that select in decode, rounding.
 inline void add_matched(OptionSet& set, Budget& budget) {
   set.add(
       "min_blocks", budget.min_blocks, 1, kNoLimit,
       "budget=matched, top_p, calibrated: fewest blocks of a row, which early rows round below; in "
       "single keys, the own one and those of min_blocks - 1 blocks");
+  if (budget.dense_phase == Phase::kDecode) return;
   set.add<Budget::Rounding>(
       "rounding", budget.rounding,
       {{"row", Budget::Rounding::kRow}, {"steps", Budget::Rounding::kSteps}},

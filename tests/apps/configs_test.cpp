@@ -95,6 +95,12 @@ Range parse_range(const std::string& text, const std::string& type) {
 const std::map<std::string, std::string> kAsTheHelpSays = {
     {"vertical_slash:budget=top_p", "vertical_slash:budget=top_p,unit=block"},
     {"vertical_slash:budget=calibrated", "vertical_slash:budget=calibrated,unit=block"},
+    {"twilight:rounding=steps", "twilight:rounding=steps,budget=matched,unit=block"},
+    {"adamas:rounding=steps", "adamas:rounding=steps,unit=block"},
+    {"magicpig:rounding=steps", "magicpig:rounding=steps,unit=block"},
+    {"snapkv:rounding=steps", "snapkv:rounding=steps,unit=block"},
+    {"h2o:rounding=steps", "h2o:rounding=steps,unit=block"},
+    {"tova:rounding=steps", "tova:rounding=steps,unit=block"},
     {"snapkv:kernel=2", "snapkv:kernel=3"},
     {"snapkv:kernel=1000000", "snapkv:kernel=999999"}};
 

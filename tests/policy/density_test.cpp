@@ -29,12 +29,11 @@ std::vector<std::string> methods() {
     };
     std::string spec = method.name;
     if (has("budget")) spec += ":budget=matched";
-    const auto policy = make_policy(spec, 0);
-    if (!policy->takes_density()) continue;
+    if (!make_policy(spec, 0)->takes_density()) continue;
     const auto with = [&](const std::string& options) {
       return spec + (spec == method.name ? ":" : ",") + options;
     };
-    const bool steps = has("rounding") && policy->budget().dense_phase != Phase::kDecode;
+    const bool steps = has("rounding");
     if (has("unit")) {
       specs.push_back(with(steps ? "unit=block,rounding=steps" : "unit=block"));
       specs.push_back(with("unit=token"));
