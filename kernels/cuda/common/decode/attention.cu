@@ -2,63 +2,20 @@
 #include <string>
 
 #include "core/error.hpp"
-#include "kernels/cuda/common/decode/attention.hpp"
+#include "kernels/cuda/common/decode/attention.cuh"
 #include "kernels/cuda/common/decode/launch.hpp"
-#include "kernels/cuda/common/decode/plan.cuh"
-#include "kernels/cuda/common/decode/ptx.cuh"
 #include "kernels/cuda/common/decode/visit.cuh"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
+
+using namespace decode;
+
 namespace {
-
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kTile = 64;   ///< tokens of a tile: 16 for each warp
-constexpr int kSlice = 16;  ///< tokens of one warp
-/// log2 of how far weights may grow before the running maximum follows: it seldom has to, and the
-/// weights fit f16.
-constexpr float kHeadroom = 8.0f;
-constexpr float kLn2 = 0.6931471805599453f;
-
-struct Arguments {
-  KvCache cache;
-  const void* q;
-  void* out;
-  float* lse;
-  DecodeBlocks blocks;
-  int units;       ///< work units of a sequence: KV heads, or query heads with a list of their own
-  int rows;        ///< query heads of a unit
-  int kv_divisor;  ///< units of a KV head
-  float scale_log2;
-  float* partial;
-  float2* partial_ml;
-  unsigned* arrivals;
-};
 
 /// kSelected runs in two passes, over the forced blocks and then over the scored ones.
 __device__ inline int passes_of(const Arguments& a) {
   return a.blocks.kind == DecodeBlocks::Kind::kSelected ? 2 : 1;
-}
-
-/// Shared-memory rings: each warp has its own, with one slice of K and one of V a stage.
-template <int kDim>
-struct Ring {
-  static constexpr int kStages = kDim == 64 ? 4 : 3;
-  static constexpr int kSliceElements = kSlice * kDim;
-  static constexpr int kElements = kWarps * kStages * 2 * kSliceElements;
-  static constexpr int kBytes = 2 * kElements;
-  static constexpr int kBlocksPerMultiprocessor = kDim == 256 ? 1 : 2;
-  /// A block beside a selection leaves it the registers that it needs; of 256 none fits.
-  static constexpr bool kFitsBeside = kDim < 256;
-  static constexpr int kRegistersBeside = 128;
-  static constexpr int kRegisters = kDim == 256 ? 255 : 160;
-};
-
-/// Element offset of 16-byte chunk `chunk` of row `row`: neighbouring rows start in other banks.
-template <int kDim>
-__device__ inline int swizzled(int row, int chunk) {
-  return row * kDim + ((chunk ^ (row & 7)) << 3);
 }
 
 /// One head of one sequence, as the kernel walks over it.
@@ -72,6 +29,11 @@ struct Unit {
   int sink;                  ///< leading blocks
   int window_begin;
 };
+
+/// Which of the lists is that of a step at length `tokens`.
+__device__ inline int list_of_length(const Arguments& a, int sequence, int tokens) {
+  return (a.blocks.list.twice ? (tokens & 1) * a.cache.batch : 0) + sequence;
+}
 
 __device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
   using Kind = DecodeBlocks::Kind;
@@ -100,7 +62,8 @@ __device__ inline Unit load_unit(const Arguments& a, int pass, int index) {
     return unit;
   }
   const DecodeList& list = a.blocks.list;
-  const int set = unit.sequence * list.sets + (list.sets == 1 ? 0 : head);
+  const int set =
+      list_of_length(a, unit.sequence, unit.tokens) * list.sets + (list.sets == 1 ? 0 : head);
   const bool planned = kind == Kind::kSelected && plan.scored >= 0;
   unit.entries = planned ? plan.scored : list.counts[set] - forced;
   unit.list = list.blocks + static_cast<std::int64_t>(set) * list.capacity + forced;
@@ -148,28 +111,12 @@ struct Scan {
   Deal deal;
 };
 
-/// Thread blocks that take part when none gets parts of two units.
-struct EvenShares {
-  int count;    ///< 0 where that would idle too many
-  bool joined;  ///< each has tiles of the same unit in both passes: its softmax goes on
-};
-
-__device__ inline EvenShares even_shares(const Arguments& a) {
+/// Thread blocks that take part when none gets parts of two units; 0 where that would idle too
+/// many.
+__device__ inline int even_shares(const Arguments& a) {
   const int grid = static_cast<int>(gridDim.x);
-  const int units = a.cache.batch * a.units;
-  int each = grid / units;
-  if (a.blocks.kind == DecodeBlocks::Kind::kSelected && a.cache.batch == 1) {
-    const DecodePlan plan = decode_plan(a.blocks.budget, a.cache.lengths[0], a.cache.block);
-    const int tiles = a.cache.block / kTile;
-    const int few = min(forced_blocks(plan), plan.scored) * tiles;
-    const int many = max(forced_blocks(plan), plan.scored) * tiles;
-    // Short contexts rather leave thread blocks idle than have more parts to join.
-    if (each > 0 && few > 0 && (few >= each || many <= 2 * few)) {
-      return {min(few, each) * units, true};
-    }
-  }
-  const int even = each * units;
-  return {even * 10 >= grid * 9 ? even : 0, false};
+  const int even = grid / (a.cache.batch * a.units) * (a.cache.batch * a.units);
+  return even * 10 >= grid * 9 ? even : 0;
 }
 
 __device__ inline Scan scan_units(const Arguments& a, int even, int pass) {
@@ -218,136 +165,11 @@ __device__ inline int slot_of(const Arguments& a, int pass, int unit_index, cons
   return pass * 2 * grid + 2 * share + (share == parts.first ? 1 : 0);
 }
 
-/// Running softmax of one warp for kTiles * 8 query heads, the columns of its matrix products: keys
-/// and head dimensions are the rows, of which there are many, so that a group of a few heads wastes
-/// little. Accumulators are those of the matrix instruction: rows lane / 4 and lane / 4 + 8,
-/// columns lane % 4 * 2 and the next.
-template <int kDim, int kTiles>
-struct Softmax {
-  float acc[kTiles][kDim / 16][4];
-  float largest[kTiles][2];  ///< what the exponents are counted from
-  float sum[kTiles][2];      ///< of this lane's rows
-
-  __device__ void reset() {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < kDim / 16; ++i) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) acc[n][i][e] = 0.0f;
-      }
-      largest[n][0] = largest[n][1] = -INFINITY;
-      sum[n][0] = sum[n][1] = 0.0f;
-    }
-  }
-};
-
-template <class T, int kDim, int kTiles>
-__device__ inline void load_query(const Arguments& a, int unit_index,
-                                  std::uint32_t (&q)[kTiles][kDim / 16][2]) {
-  const int lane = threadIdx.x % 32;
-  const T* base =
-      static_cast<const T*>(a.q) + static_cast<std::int64_t>(unit_index) * a.rows * kDim;
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const int row = n * 8 + lane / 4;
-#pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int column = step * 16 + (lane % 4) * 2 + e * 8;
-        q[n][step][e] =
-            row < a.rows ? *reinterpret_cast<const std::uint32_t*>(base + row * kDim + column) : 0u;
-      }
-    }
-  }
-}
-
-/// Combines over the lanes that hold the same columns.
-template <class F>
-__device__ inline float reduce_rows(float x, F&& combine) {
-#pragma unroll
-  for (int mask = 4; mask < 32; mask *= 2) x = combine(x, __shfl_xor_sync(0xffffffffu, x, mask));
-  return x;
-}
-
-/// Adds 16 keys and values in shared memory to the running softmax.
-template <class T, int kDim, int kTiles>
-__device__ inline void attend_slice(Softmax<kDim, kTiles>& state,
-                                    const std::uint32_t (&q)[kTiles][kDim / 16][2], const T* k,
-                                    const T* v, int visible, float scale_log2) {
-  const int lane = threadIdx.x % 32;
-  const int matrix_row = lane & 7;
-  const int matrix = lane >> 3;
-  // Sums of even and odd steps do not wait for each other; two tiles of heads don't either.
-  constexpr int kParts = kTiles == 1 ? 2 : 1;
-  float part[kTiles][kParts][4] = {};
-#pragma unroll
-  for (int step = 0; step < kDim / 16; ++step) {
-    std::uint32_t keys[4];
-    load_matrix_x4(keys,
-                   k + swizzled<kDim>((matrix & 1) * 8 + matrix_row, step * 2 + (matrix >> 1)));
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      mma_16x8x16<T>(part[n][step % kParts], keys, q[n][step][0], q[n][step][1]);
-    }
-  }
-  float s[kTiles][4];
-  bool above = false;
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      s[n][e] = (kParts == 2 ? part[n][0][e] + part[n][kParts - 1][e] : part[n][0][e]) * scale_log2;
-      if (visible < kSlice && (e >> 1) * 8 + lane / 4 >= visible) s[n][e] = -INFINITY;
-      above |= s[n][e] > state.largest[n][e & 1] + kHeadroom;
-    }
-  }
-  if (__any_sync(0xffffffffu, above)) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float largest = fmaxf(
-            state.largest[n][e],
-            reduce_rows(fmaxf(s[n][e], s[n][e + 2]), [](float x, float y) { return fmaxf(x, y); }));
-        const float factor = exp2_fast(state.largest[n][e] - largest);
-        state.largest[n][e] = largest;
-        state.sum[n][e] *= factor;
-#pragma unroll
-        for (int i = 0; i < kDim / 16; ++i) {
-          state.acc[n][i][e] *= factor;
-          state.acc[n][i][e + 2] *= factor;
-        }
-      }
-    }
-  }
-  std::uint32_t p[kTiles][2];  // of keys 0 to 7 and 8 to 15; columns become rows
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      s[n][e] = exp2_fast(s[n][e] - state.largest[n][e & 1]);
-      state.sum[n][e & 1] += s[n][e];
-    }
-    p[n][0] = transpose_matrix(pack_pair<T>(s[n][0], s[n][1]));
-    p[n][1] = transpose_matrix(pack_pair<T>(s[n][2], s[n][3]));
-  }
-#pragma unroll
-  for (int i = 0; i < kDim / 16; ++i) {
-    std::uint32_t values[4];
-    load_matrix_x4_transposed(
-        values, v + swizzled<kDim>((matrix >> 1) * 8 + matrix_row, i * 2 + (matrix & 1)));
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) mma_16x8x16<T>(state.acc[n][i], values, p[n][0], p[n][1]);
-  }
-}
-
 /// Fetches the slices of one warp, tile after tile of a unit, into its ring.
 template <class T, int kDim>
 class Fetcher {
  public:
-  __device__ Fetcher(const Arguments& a, const Unit& unit, T* ring,
+  __device__ Fetcher(const Arguments& a, const Unit& unit, std::uint32_t ring,
                      int (&spans)[Ring<kDim>::kStages])
       : a_(a), unit_(unit), ring_(ring), spans_(spans) {
     const std::int64_t head = static_cast<std::int64_t>(unit.head) * a.cache.head_stride;
@@ -359,29 +181,13 @@ class Fetcher {
 
   /// Starts the copy of the warp's slice of tile `tile` into stage `stage`.
   __device__ void start(int tile, int stage) {
-    const int lane = threadIdx.x % 32;
     const auto [offset, within, visible] = locate(tile);
-    if (lane == 0) spans_[stage] = visible;
-    // Lanes lie along a row, kRows rows at a time. The row's low bits and its steps do not overlap,
-    // so the swizzle is an exclusive or with a constant.
-    constexpr int kChunks = kDim / 8;
-    constexpr int kRows = 32 / kChunks;
-    const int row = lane / kChunks;
-    const int chunk = lane % kChunks;
-    const std::int64_t at = offset + (within + row) * a_.cache.token_stride + chunk * 8;
-    const std::int64_t step = kRows * a_.cache.token_stride;
-    T* to = ring_ + stage * 2 * kSlice * kDim + row * kDim;
-    const int swizzle = chunk ^ row;
-    const auto copy = [&](T* shared, const T* global) {
-#pragma unroll
-      for (int i = 0; i < kSlice / kRows; ++i) {
-        copy_async_16_once(shared + i * kRows * kDim + ((swizzle ^ (i * kRows & 7)) << 3), global,
-                           i * kRows + row < visible, policy_);
-        global += step;
-      }
-    };
-    copy(to, k_ + at);
-    copy(to + kSlice * kDim, v_ + at);
+    if (threadIdx.x % 32 == 0) spans_[stage] = visible;
+    const std::uint32_t to = ring_ + stage * 2 * Ring<kDim>::kSliceBytes;
+    const std::int64_t at = offset + within * a_.cache.token_stride;
+    copy_slice<T, kDim>(to, k_ + at, a_.cache.token_stride, visible, policy_);
+    copy_slice<T, kDim>(to + Ring<kDim>::kSliceBytes, v_ + at, a_.cache.token_stride, visible,
+                        policy_);
   }
 
  private:
@@ -429,7 +235,7 @@ class Fetcher {
 
   const Arguments& a_;
   const Unit& unit_;
-  T* ring_;
+  std::uint32_t ring_;
   int (&spans_)[Ring<kDim>::kStages];
   const std::uint64_t policy_ = read_once_policy();
   const T* k_;
@@ -438,24 +244,6 @@ class Fetcher {
   int limit_ = 0;            ///< visible tokens from the start of this lane's block on
   std::int64_t offset_ = 0;  ///< elements from k_ to the block
 };
-
-__device__ inline float rescale(float largest, float total_largest) {
-  return largest == -INFINITY ? 0.0f : exp2_fast(largest - total_largest);
-}
-
-/// Four neighbouring elements of a row's result to the output.
-template <class T>
-__device__ inline void store_result(const Arguments& a, int unit_index, int row, int column,
-                                    int dim, float4 value, float largest, float sum) {
-  const std::int64_t at = static_cast<std::int64_t>(unit_index) * a.rows + row;
-  const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
-  *reinterpret_cast<uint2*>(static_cast<T*>(a.out) + at * dim + column) =
-      make_uint2(pack_pair<T>(value.x * scale, value.y * scale),
-                 pack_pair<T>(value.z * scale, value.w * scale));
-  if (column == 0 && a.lse != nullptr) {
-    a.lse[at] = sum > 0.0f ? (largest + log2f(sum)) * kLn2 : -INFINITY;
-  }
-}
 
 /// Joins the parts of a unit, pass by pass in the order of the thread blocks that made them. Each
 /// thread makes four elements of a row and works out the weights of the parts itself: that is less
@@ -536,12 +324,13 @@ template <class T, int kDim, int kTiles, bool kBeside>
 __global__ void __maxnreg__(kBeside ? Ring<kDim>::kRegistersBeside : Ring<kDim>::kRegisters)
     decode_attention_kernel(const __grid_constant__ Arguments a) {
   constexpr int kStages = Ring<kDim>::kStages;
-  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
   __shared__ int spans[kWarps][kStages];
   __shared__ float2 warp_ml[kWarps][16];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  T* ring = reinterpret_cast<T*>(shared_bytes) + warp * kStages * 2 * Ring<kDim>::kSliceElements;
+  const std::uint32_t ring =
+      shared_address(shared_bytes) + warp * kStages * 2 * Ring<kDim>::kSliceBytes;
   float* shared = reinterpret_cast<float*>(shared_bytes);
   const int share = static_cast<int>(blockIdx.x);
   const int passes = passes_of(a);
@@ -551,7 +340,7 @@ __global__ void __maxnreg__(kBeside ? Ring<kDim>::kRegistersBeside : Ring<kDim>:
   int unit_last[2] = {-1, -1};
   int known_unit = -1;  // whose shares in the two passes are these
   Parts known[2];
-  const auto [even, joined] = even_shares(a);
+  const int even = even_shares(a);
   Softmax<kDim, kTiles> state;
   state.reset();
 #pragma unroll 1
@@ -585,7 +374,7 @@ __global__ void __maxnreg__(kBeside ? Ring<kDim>::kRegistersBeside : Ring<kDim>:
         let_next_grid_start();
         known_unit = unit_index;
         known[1] = parts;
-        if (passes == 2 && !joined) known[0] = parts_of(a, scans[0], 0, unit_index);
+        if (passes == 2) known[0] = parts_of(a, scans[0], 0, unit_index);
       }
       if (pass == 1) wait_for_grid_before();
       Fetcher<T, kDim> fetcher(a, unit, ring, spans[warp]);
@@ -607,17 +396,16 @@ __global__ void __maxnreg__(kBeside ? Ring<kDim>::kRegistersBeside : Ring<kDim>:
         copy_async_commit();
         if (tile >= first) {
           const int visible = spans[warp][stage];
-          const T* k = ring + stage * 2 * Ring<kDim>::kSliceElements;
+          const std::uint32_t k = ring + stage * 2 * Ring<kDim>::kSliceBytes;
           if (visible > 0) {
-            attend_slice<T, kDim, kTiles>(state, q, k, k + Ring<kDim>::kSliceElements, visible,
-                                          a.scale_log2);
+            attend_slice<T, kDim, kTiles>(state, q, k, k + Ring<kDim>::kSliceBytes, visible,
+                                          a.scale_log2, [] {});
           }
           stage = stage + 1 == kStages ? 0 : stage + 1;
         }
       }
       begin = unit_begin + last;
       unit_begin += tiles;
-      if (pass == 0 && joined) continue;  // nothing of the rings is under way but what has come
       copy_async_wait<0>();
       __syncthreads();
 
@@ -691,13 +479,13 @@ __global__ void __maxnreg__(kBeside ? Ring<kDim>::kRegistersBeside : Ring<kDim>:
                                       : min(unit_first[0], unit_first[1]);
 #pragma unroll 1
   for (int u = units_begin; u <= max(unit_last[0], unit_last[1]); ++u) {
-    const bool before = !joined && u >= unit_first[0] && u <= unit_last[0];
+    const bool before = u >= unit_first[0] && u <= unit_last[0];
     const bool now = has_last && u >= unit_first[1] && u <= unit_last[1];
     if (!before && !now) continue;
     Parts forced = known[0];
     Parts others = known[1];
     if (u != known_unit) {
-      if (passes == 2 && !joined) forced = parts_of(a, scans[0], 0, u);
+      if (passes == 2) forced = parts_of(a, scans[0], 0, u);
       others = parts_of(a, scans[1], passes - 1, u);
     }
     if (passes == 1 && others.count() == 1) continue;  // its result is written
@@ -765,6 +553,16 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
   partial_ml_ = DeviceBuffer<float>(parts * 2);
   arrivals_ = DeviceBuffer<unsigned>(heads);
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
+  if (starts_early_ && shape.batch == 1 && d < 256) {
+    const auto grid = static_cast<std::size_t>(multiprocessors_);
+    exchange_ = DeviceBuffer<float>(2 * grid * rows * static_cast<std::size_t>(d));
+    exchange_ml_ = DeviceBuffer<float>(2 * grid * rows * 2);
+    launches_ = DeviceBuffer<unsigned>(static_cast<std::size_t>(shape.kv_heads));
+    check(cudaMemset(exchange_.data(), 0xff, exchange_.bytes()), "clearing of the exchange");
+    check(cudaMemset(exchange_ml_.data(), 0xff, exchange_ml_.bytes()), "clearing of the exchange");
+    check(cudaMemset(launches_.data(), 0, launches_.bytes()), "clearing of the exchange");
+    prepare_beside(shape.element, d, static_cast<int>(rows));
+  }
   visit_element(shape.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
       for (const int rows : {1, 16}) {
@@ -796,6 +594,15 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
   a.partial = partial_.data();
   a.partial_ml = reinterpret_cast<float2*>(partial_ml_.data());
   a.arrivals = arrivals_.data();
+  if (launches_.size() > 0 && blocks.kind == Kind::kSelected && blocks.list.twice &&
+      blocks.list.capacity <= kMostBlocksBeside && a.units <= multiprocessors_ &&
+      blocks.budget.kind != Budget::Kind::kRelease) {
+    a.exchange = exchange_.data();
+    a.exchange_ml = reinterpret_cast<float2*>(exchange_ml_.data());
+    a.launches = launches_.data();
+    launch_beside(a, multiprocessors_, stream);
+    return;
+  }
   visit_element(cache.element, [&]<class T>() {
     visit_dim(cache.head_dim, [&]<int kDim>() {
       // The forced blocks run beside the selection, which needs room on every multiprocessor.

@@ -13,10 +13,15 @@
 /// the selected keys and values once: the query heads of a KV head share a matrix instruction, as
 /// its 8 columns (keys and head dimensions are the rows, of which there are enough), the 64-token
 /// tiles of all sequences and heads are dealt out evenly to a fixed number of thread blocks, and
-/// the last one to finish a head merges the parts in a fixed order. The softmax of the blocks that
-/// are attended to while a selection runs goes on over the selected ones, where a thread block has
-/// both for the same head. Lengths, lists and counts are read on the device, so a launch can be
-/// captured in a graph, and the same inputs give the same bits.
+/// the last one to finish a head merges the parts in a fixed order. Lengths, lists and counts are
+/// read on the device, so a launch can be captured in a graph, and the same inputs give the same
+/// bits.
+///
+/// A selection takes as long as reading its blocks does, so one sequence does not wait for it: it
+/// attends to the blocks that will be kept whatever the scores, and then, each apart, to those that
+/// the step before chose, most of which are chosen again. When the list is there, what was dropped
+/// is left out, and only what is new is still to be read. So the result is that of the list, but
+/// its time depends on how many blocks stay, and its rounding on which.
 namespace sw::cuda {
 
 /// Keys and values of a batch, [batch, kv_heads, tokens, head_dim] with strides in elements, equal
@@ -49,6 +54,9 @@ struct DecodeList {
   const std::int32_t* counts = nullptr;
   int sets = 1;  ///< 1, kv_heads or num_heads
   int capacity = 0;
+  /// Whether the list of the step before is kept beside that of this one: blocks and counts are
+  /// then [2, batch, sets] of them, and a sequence of n tokens has its list at index n % 2.
+  bool twice = false;
 };
 
 /// Which blocks a launch attends to.
@@ -56,8 +64,9 @@ struct DecodeBlocks {
   enum class Kind {
     kDense,     ///< all
     kList,      ///< those of `list`
-    kSelected,  ///< those of `list`, of which sink and window of `budget` come first: these are
-                ///< attended to while the kernel before in the stream still makes the list
+    kSelected,  ///< those of `list`, of which sink and window of `budget` come first: these, and
+                ///< the last step's where `list.twice`, are attended to while the kernel before in
+                ///< the stream still makes the list
   };
   Kind kind = Kind::kDense;
   DecodeList list;
@@ -68,10 +77,10 @@ struct DecodeBlocks {
 class DecodeAttention {
  public:
   /// Allocates the workspace: 4 partial results of num_heads / kv_heads x head_dim floats for each
-  /// multiprocessor, and 2 for each KV head of each sequence. `shape` gives element, batch,
-  /// kv_heads, head_dim and block. Throws Error(kUnsupported) for a head_dim, block or number of
-  /// heads that is not supported (at most 16 query heads a KV head), and for a GPU below compute
-  /// capability 8.0.
+  /// multiprocessor, another 2 for batch 1, and 2 for each KV head of each sequence. `shape` gives
+  /// element, batch, kv_heads, head_dim and block. Throws Error(kUnsupported) for a head_dim, block
+  /// or number of heads that is not supported (at most 16 query heads a KV head), and for a GPU
+  /// below compute capability 8.0.
   DecodeAttention(const KvCache& shape, int num_heads);
 
   /// q and out: [batch, num_heads, head_dim] of the cache's element type, contiguous. lse, natural
@@ -90,9 +99,13 @@ class DecodeAttention {
   KvCache shape_;
   int num_heads_ = 0;
   int multiprocessors_ = 0;
-  bool starts_early_ = false;        ///< the GPU can start a kernel while the one before runs
-  DeviceBuffer<float> partial_;      ///< [slots, rows, head_dim] unnormalised sums
-  DeviceBuffer<float> partial_ml_;   ///< [slots, rows, 2] maximum and sum
+  bool starts_early_ = false;       ///< the GPU can start a kernel while the one before runs
+  DeviceBuffer<float> partial_;     ///< [slots, rows, head_dim] unnormalised sums
+  DeviceBuffer<float> partial_ml_;  ///< [slots, rows, 2] maximum and sum
+  // For one sequence beside its selection (attention_beside.cu):
+  DeviceBuffer<float> exchange_;     ///< [2, multiprocessors, rows, head_dim] parts of heads
+  DeviceBuffer<float> exchange_ml_;  ///< [2, multiprocessors, rows, 2] maximum and sum
+  DeviceBuffer<unsigned> launches_;  ///< [kv_heads]
   DeviceBuffer<unsigned> arrivals_;  ///< [batch * num_heads] parts that are complete
 };
 

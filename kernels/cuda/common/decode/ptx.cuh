@@ -26,11 +26,16 @@ __device__ inline std::uint64_t read_once_policy() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-__device__ inline void copy_async_16_once(void* shared, const void* global, bool valid,
+__device__ inline void copy_async_16_once(std::uint32_t shared, const void* global,
+                                          std::uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared),
+               "l"(global), "l"(policy)
+               : "memory");
+}
+__device__ inline void copy_async_16_once(std::uint32_t shared, const void* global, bool valid,
                                           std::uint64_t policy) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
-                   shared_address(shared)),
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared),
                "l"(global), "r"(bytes), "l"(policy)
                : "memory");
 }
@@ -78,6 +83,11 @@ __device__ inline unsigned long long load_relaxed(const unsigned long long* from
 __device__ inline void store_relaxed(float* to, float x) {
   asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
 }
+__device__ inline void store_relaxed(float4* to, float4 x) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(x.x), "f"(x.y),
+               "f"(x.z), "f"(x.w)
+               : "memory");
+}
 __device__ inline void store_relaxed(float2* to, float2 x) {
   asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1,%2};" ::"l"(to), "f"(x.x), "f"(x.y)
                : "memory");
@@ -101,16 +111,16 @@ __device__ inline void wait_for_grid_before() {
 #endif
 }
 
-__device__ inline void load_matrix_x4(std::uint32_t (&r)[4], const void* shared) {
+__device__ inline void load_matrix_x4(std::uint32_t (&r)[4], std::uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(shared))
+               : "r"(shared)
                : "memory");
 }
-__device__ inline void load_matrix_x4_transposed(std::uint32_t (&r)[4], const void* shared) {
+__device__ inline void load_matrix_x4_transposed(std::uint32_t (&r)[4], std::uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(shared))
+               : "r"(shared)
                : "memory");
 }
 

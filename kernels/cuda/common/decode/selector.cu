@@ -775,7 +775,8 @@ __device__ inline void multiply_columns(const __half* from, int count, int strid
 __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePlan& plan,
                               const float* scores, const float* free_scores) {
   const int lane = threadIdx.x % 32;
-  std::int32_t* list = a.blocks + static_cast<std::int64_t>(s.sequence) * a.capacity;
+  const int index = s.parity * a.cache.batch + s.sequence;  // of the list
+  std::int32_t* list = a.blocks + static_cast<std::int64_t>(index) * a.capacity;
   int kept = rank_blocks(plan, s.blocks, s.column_begin, s.column_end, kWarps, scores, free_scores,
                          [&](int place, int entry) { list[place] = entry; });
   if (plan.scored >= 0) return;  // as many as planned
@@ -786,7 +787,7 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
     const unsigned long long before =
         atomicAdd(a.kept + s.half * a.cache.batch + s.sequence, kArrival + kept);
     if (static_cast<int>(before / kArrival) + 1 == s.members * kWarps) {
-      a.counts[s.sequence] = listed_always(plan) + static_cast<int>(before % kArrival) + kept;
+      a.counts[index] = listed_always(plan) + static_cast<int>(before % kArrival) + kept;
     }
   }
 }
@@ -952,7 +953,9 @@ __global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ 
   }
   select_blocks(a, s, plan, vectors.scale, vectors.x);
   if (s.member == 0 && threadIdx.x == 0) {
-    if (plan.scored >= 0) a.counts[s.sequence] = forced_blocks(plan) + plan.scored;
+    if (plan.scored >= 0) {
+      a.counts[s.parity * a.cache.batch + s.sequence] = forced_blocks(plan) + plan.scored;
+    }
     // All thread blocks have read the number of this launch before any scores came from them.
     a.launches[s.sequence] += 1;
   }
@@ -1210,8 +1213,8 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   kept_ = zeros<unsigned long long>(2 * batch);
   launches_ = zeros<unsigned>(batch);
   scores_ = zeros<float>(batch * capacity);
-  blocks_ = zeros<std::int32_t>(batch * capacity);
-  counts_ = zeros<std::int32_t>(batch);
+  blocks_ = zeros<std::int32_t>(2 * batch * capacity);
+  counts_ = zeros<std::int32_t>(2 * batch);
   faults_ = zeros<std::int32_t>(batch);
   visit_element(cache.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
@@ -1236,6 +1239,7 @@ void DecodeSelector::load(const KvCache& cache, const DecodeInitialState& state,
     load_window_kernel<kDim><<<window, 128, 0, stream>>>(a, state.query_window);
     check_launch("load_window_kernel");
   });
+  check(cudaMemsetAsync(counts_.data(), 0, counts_.bytes(), stream), "clearing of the lists");
   if (!walks_) return;
   const dim3 rows(static_cast<unsigned>(state.blocks), static_cast<unsigned>(batch_));
   load_transition_kernel<<<rows, 256, 0, stream>>>(a, state.transition, state.blocks);
@@ -1257,7 +1261,7 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
 }
 
 DecodeList DecodeSelector::list() const {
-  return {blocks_.data(), counts_.data(), 1, shape_.capacity};
+  return {blocks_.data(), counts_.data(), 1, shape_.capacity, true};
 }
 
 std::size_t DecodeSelector::bytes() const {

@@ -69,8 +69,8 @@ class DecodeSelector {
   /// it in the stream ends, and then waits for that.
   void run(const KvCache& cache, const void* q, cudaStream_t stream);
 
-  /// The selection of the last step, one set: the forced blocks (sink, window) first, then the
-  /// others by score, best first.
+  /// The selection of the last step and the one before (`twice`), one set: the forced blocks (sink,
+  /// window) first, then the others by score, best first.
   DecodeList list() const;
   const DecodeBudget& budget() const { return shape_.budget; }
   /// Scores [batch, capacity] of the last step (the walk's final row).
@@ -122,8 +122,8 @@ class DecodeSelector {
   DeviceBuffer<unsigned long long> kept_;  ///< [2, batch]
   DeviceBuffer<unsigned> launches_;        ///< [batch]
   DeviceBuffer<float> scores_;
-  DeviceBuffer<std::int32_t> blocks_;  ///< [batch, capacity]
-  DeviceBuffer<std::int32_t> counts_;
+  DeviceBuffer<std::int32_t> blocks_;  ///< [2, batch, capacity]
+  DeviceBuffer<std::int32_t> counts_;  ///< [2, batch]
   DeviceBuffer<std::int32_t> faults_;
 };
 
