@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <iterator>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -206,7 +206,8 @@ class GpuProfile {
               grid_.block, batch,           grid_.dtype};
     const std::int64_t d = grid_.head_dim;
     const std::int64_t kv = grid_.num_kv_heads;
-    // Steps differ in their query, so that a selection is not the one before it.
+    // Each round is one token and one query after the last, so that a step finds what the step
+    // before it left, and selects by itself.
     const DeviceHeads queries(dtype_, batch * grid_.num_heads, kDecodeQueries, d, seed_ + 4);
     const DeviceBuffer<std::byte> q(queries.bytes() / kDecodeQueries);
     const DeviceHeads k(dtype_, batch * kv, tokens, d, seed_ + 5);
@@ -222,9 +223,10 @@ class GpuProfile {
           "copy of a query");
     };
     new_query();
-    // The state is that of the token before; each run is the step that adds the last one.
+    // The last round ends with `tokens` in the cache.
+    std::int64_t length = std::max<std::int64_t>(1, tokens - grid_.warmup - grid_.repeats - 1);
     const std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch),
-                                            static_cast<std::int32_t>(tokens - 1));
+                                            static_cast<std::int32_t>(length));
     const DeviceBuffer<std::int32_t> device_lengths{std::span<const std::int32_t>(lengths)};
     cuda::KvCache cache;
     cache.element = element_;
@@ -256,7 +258,13 @@ class GpuProfile {
                          ? product_arm(cache, density, blocks, step, q.data(), out.data())
                          : window_arm(cache, density, blocks, step, q.data(), out.data()));
     }
-    cuda::advance_lengths(device_lengths.data(), cache.batch, timer_.stream());
+    const auto new_token = [&] {
+      new_query();
+      if (length == tokens) return;
+      ++length;
+      cuda::advance_lengths(device_lengths.data(), cache.batch, timer_.stream());
+    };
+    new_token();
 
     const std::size_t dense = add("decode", "total", {});
     state(dense, cost(batch * blocks));
@@ -268,7 +276,7 @@ class GpuProfile {
       const double density = grid_.densities[i];
       const DecodeArm& arm = arms[i];
       arm.select(timer_.stream());
-      const std::int64_t kept = kept_blocks(arm.blocks.list, batch);
+      const std::int64_t kept = kept_blocks(arm.blocks.list, length, batch);
       const double share =
           static_cast<double>(kept) / static_cast<double>(batch) / static_cast<double>(blocks);
 
@@ -286,7 +294,10 @@ class GpuProfile {
         report_.measurements[row].realised_density = share;
       }
     }
-    run(works, rows, new_query);
+    run(works, rows, new_token);
+    for (std::size_t i = 0; i < arms.size(); ++i) {
+      note_stay(arms[i].blocks, grid_.densities[i], length, batch);
+    }
   }
 
  private:
@@ -309,15 +320,14 @@ class GpuProfile {
     report_.measurements[row].bytes = cost.bytes;
   }
 
-  /// `before` is called ahead of each run, out of its time.
+  /// `before` is called ahead of each round, out of its time.
   void run(
       const std::vector<GpuTimer::Work>& works, const std::vector<std::size_t>& rows,
       const std::function<void()>& before = [] {}) {
-    std::vector<Piece> pieces;
+    std::vector<Piece> pieces{[&](std::int64_t, bool) { before(); }};
     for (std::size_t i = 0; i < works.size(); ++i) {
       pieces.emplace_back([&, i](std::int64_t, bool timed) {
         Measurement& m = report_.measurements[rows[i]];
-        before();
         const double seconds = works[i].seconds((m.phase + " " + m.part).c_str());
         if (timed) m.seconds.push_back(seconds);
       });
@@ -523,14 +533,53 @@ class GpuProfile {
     cuda::synchronize(timer_.stream(), "load of a decode state");
   }
 
-  /// Blocks of a list of one set, over all sequences.
-  std::int64_t kept_blocks(const cuda::DecodeList& list, std::int64_t batch) {
-    std::vector<std::int32_t> counts(static_cast<std::size_t>(batch));
+  /// The list of one sequence of `length` tokens (one set), of the last step.
+  std::vector<std::int32_t> download(const cuda::DecodeList& list, std::int64_t length,
+                                     std::int64_t batch, std::int64_t sequence) {
+    const std::int64_t index = sequence + (list.twice ? length % 2 * batch : 0);
     cuda::synchronize(timer_.stream(), "decode selection");
-    cuda::check(cudaMemcpy(counts.data(), list.counts, counts.size() * sizeof counts[0],
-                           cudaMemcpyDeviceToHost),
-                "copy of the counts");
-    return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    const auto copy = [](std::int32_t* to, const std::int32_t* from, std::int64_t count) {
+      cuda::check(cudaMemcpy(to, from, static_cast<std::size_t>(count) * sizeof *to,
+                             cudaMemcpyDeviceToHost),
+                  "copy of a list of blocks");
+    };
+    std::int32_t count = 0;
+    copy(&count, list.counts + index, 1);
+    std::vector<std::int32_t> blocks(static_cast<std::size_t>(count));
+    copy(blocks.data(), list.blocks + index * list.capacity, count);
+    return blocks;
+  }
+
+  /// Blocks of a list, over all sequences.
+  std::int64_t kept_blocks(const cuda::DecodeList& list, std::int64_t length, std::int64_t batch) {
+    std::int64_t kept = 0;
+    for (std::int64_t s = 0; s < batch; ++s) kept += std::ssize(download(list, length, batch, s));
+    return kept;
+  }
+
+  /// How many blocks the last timed step had in common with the step before it, on which its time
+  /// depends.
+  void note_stay(const cuda::DecodeBlocks& blocks, double density, std::int64_t length,
+                 std::int64_t batch) {
+    if (!blocks.list.twice) return;
+    std::int64_t stay = 0;
+    std::int64_t all = 0;
+    for (std::int64_t s = 0; s < batch; ++s) {
+      std::vector<std::int32_t> now = download(blocks.list, length, batch, s);
+      std::vector<std::int32_t> last = download(blocks.list, length - 1, batch, s);
+      std::vector<std::int32_t> both;
+      std::sort(now.begin(), now.end());
+      std::sort(last.begin(), last.end());
+      std::set_intersection(now.begin(), now.end(), last.begin(), last.end(),
+                            std::back_inserter(both));
+      stay += std::ssize(both);
+      all += std::ssize(now);
+    }
+    report_.notes.push_back("decode of " + std::to_string(length) + " tokens, batch " +
+                            std::to_string(batch) + ", density " + format_double(density) + ": " +
+                            std::to_string(stay) + " of " + std::to_string(all) +
+                            " blocks are those of the step before, which a step of one sequence " +
+                            "reads while it selects");
   }
 
   const GpuOptions& options_;
