@@ -224,7 +224,14 @@ class GpuProfile {
     };
     new_query();
     // The last round ends with `tokens` in the cache.
-    std::int64_t length = std::max<std::int64_t>(1, tokens - grid_.warmup - grid_.repeats - 1);
+    std::int64_t length = tokens - grid_.warmup - grid_.repeats - 1;
+    if (length < 1) {
+      throw Error(ErrorKind::kUsage,
+                  "a decode of " + std::to_string(tokens) + " tokens is too short for " +
+                      std::to_string(grid_.warmup + grid_.repeats) +
+                      " runs, each of one token more than the last",
+                  "give fewer --repeat or more --tokens");
+    }
     const std::vector<std::int32_t> lengths(static_cast<std::size_t>(batch),
                                             static_cast<std::int32_t>(length));
     const DeviceBuffer<std::int32_t> device_lengths{std::span<const std::int32_t>(lengths)};
@@ -260,9 +267,11 @@ class GpuProfile {
     }
     const auto new_token = [&] {
       new_query();
-      if (length == tokens) return;
       ++length;
       cuda::advance_lengths(device_lengths.data(), cache.batch, timer_.stream());
+      for (const DecodeArm& arm : arms) {
+        if (arm.before) arm.before(timer_.stream());
+      }
     };
     new_token();
 
@@ -277,8 +286,9 @@ class GpuProfile {
       const DecodeArm& arm = arms[i];
       arm.select(timer_.stream());
       const std::int64_t kept = kept_blocks(arm.blocks.list, length, batch);
+      const std::int64_t present = (length + grid_.block - 1) / grid_.block;
       const double share =
-          static_cast<double>(kept) / static_cast<double>(batch) / static_cast<double>(blocks);
+          static_cast<double>(kept) / static_cast<double>(batch) / static_cast<double>(present);
 
       const std::size_t first = add("decode", "selection", density);
       time(first, arm.select);
@@ -296,7 +306,11 @@ class GpuProfile {
     }
     run(works, rows, new_token);
     for (std::size_t i = 0; i < arms.size(); ++i) {
-      note_stay(arms[i].blocks, grid_.densities[i], length, batch);
+      cuda::DecodeBlocks blocks_of_step = arms[i].blocks;
+      blocks_of_step.kind = cuda::DecodeBlocks::Kind::kSelected;
+      if (step.attention().reads_ahead(blocks_of_step)) {
+        note_stay(arms[i].blocks.list, grid_.densities[i], length);
+      }
     }
   }
 
@@ -444,6 +458,7 @@ class GpuProfile {
 
   /// One density of a decode step.
   struct DecodeArm {
+    std::function<void(cudaStream_t)> before;  ///< of each token, not timed; may be empty
     std::function<void(cudaStream_t)> select;
     std::function<void(cudaStream_t)> step;  ///< selection and attention
     cuda::DecodeBlocks blocks;               ///< what was selected, as a list
@@ -461,14 +476,14 @@ class GpuProfile {
     const auto selector =
         std::make_shared<cuda::DecodeSelector>(cache, shape, form_->sketch, kLayer);
     load_state(cache, *selector, blocks);
-    return {[=](cudaStream_t stream) { selector->run(cache, q, stream); },
+    return {{},
+            [=](cudaStream_t stream) { selector->run(cache, q, stream); },
             [=, &step](cudaStream_t stream) {
               step.enqueue(cache, q, selector.get(), out, nullptr, stream);
             },
             list_of(*selector)};
   }
 
-  /// The walk of the layer below is that of its first step.
   DecodeArm product_arm(const cuda::KvCache& cache, double density, std::int64_t blocks,
                         cuda::DecodeStep& step, const void* q, void* out) {
     cuda::ProductSelectorShape shape;
@@ -489,9 +504,9 @@ class GpuProfile {
     };
     const auto below = make(kLayer - 1);
     const auto selector = make(kLayer);
-    below->run(cache, q, nullptr, timer_.stream());
     cuda::synchronize(timer_.stream(), "load of a decode state");
-    return {[=](cudaStream_t stream) { selector->run(cache, q, below.get(), stream); },
+    return {[=](cudaStream_t stream) { below->run(cache, q, nullptr, stream); },
+            [=](cudaStream_t stream) { selector->run(cache, q, below.get(), stream); },
             [=, &step](cudaStream_t stream) {
               step.enqueue(cache, q, *selector, below.get(), out, nullptr, stream);
             },
@@ -557,29 +572,20 @@ class GpuProfile {
     return kept;
   }
 
-  /// How many blocks the last timed step had in common with the step before it, on which its time
-  /// depends.
-  void note_stay(const cuda::DecodeBlocks& blocks, double density, std::int64_t length,
-                 std::int64_t batch) {
-    if (!blocks.list.twice) return;
-    std::int64_t stay = 0;
-    std::int64_t all = 0;
-    for (std::int64_t s = 0; s < batch; ++s) {
-      std::vector<std::int32_t> now = download(blocks.list, length, batch, s);
-      std::vector<std::int32_t> last = download(blocks.list, length - 1, batch, s);
-      std::vector<std::int32_t> both;
-      std::sort(now.begin(), now.end());
-      std::sort(last.begin(), last.end());
-      std::set_intersection(now.begin(), now.end(), last.begin(), last.end(),
-                            std::back_inserter(both));
-      stay += std::ssize(both);
-      all += std::ssize(now);
-    }
-    report_.notes.push_back("decode of " + std::to_string(length) + " tokens, batch " +
-                            std::to_string(batch) + ", density " + format_double(density) + ": " +
-                            std::to_string(stay) + " of " + std::to_string(all) +
-                            " blocks are those of the step before, which a step of one sequence " +
-                            "reads while it selects");
+  /// How many blocks the last timed step of one sequence had in common with the step before it, on
+  /// which its time depends.
+  void note_stay(const cuda::DecodeList& list, double density, std::int64_t length) {
+    std::vector<std::int32_t> now = download(list, length, 1, 0);
+    std::vector<std::int32_t> last = download(list, length - 1, 1, 0);
+    std::vector<std::int32_t> both;
+    std::sort(now.begin(), now.end());
+    std::sort(last.begin(), last.end());
+    std::set_intersection(now.begin(), now.end(), last.begin(), last.end(),
+                          std::back_inserter(both));
+    report_.notes.push_back("decode of " + std::to_string(length) + " tokens, density " +
+                            format_double(density) + ": the last step kept " +
+                            std::to_string(both.size()) + " of " + std::to_string(now.size()) +
+                            " blocks of the step before, whose blocks it read ahead");
   }
 
   const GpuOptions& options_;

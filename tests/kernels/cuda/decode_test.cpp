@@ -278,48 +278,85 @@ TEST(CudaDecodeAttention, ManySequences) {
   check_attention(DType::kBf16, 2, 4, 64, 64, lengths, 1.0, 61);
 }
 
-TEST(CudaDecodeAttention, ShuffledPagesGiveTheSameBits) {
-  SW_REQUIRE_GPU(8);
-  for (const int block : {64, 128}) {
-    const Batch batch(DType::kBf16, 2, 4, 128, block, 1024, {1000, 65, 1, 512}, 7);
-    const int pages = 1024 / block;
+/// The keys and values of a batch in shuffled pages, each with all heads: [page, kv_heads, block,
+/// dim].
+struct Paged {
+  DeviceBuffer<std::uint16_t> k, v;
+  DeviceBuffer<std::int32_t> table;
+  KvCache cache;
+
+  explicit Paged(const Batch& batch) : cache(batch.cache()) {
+    const int pages = batch.capacity / batch.block;
     const int total = pages * batch.batch();
     SplitMix64 rng(3);
-    std::vector<std::int32_t> table(total);
-    for (int i = 0; i < total; ++i) table[i] = i;
-    for (int i = total - 1; i > 0; --i) std::swap(table[i], table[rng.below(i + 1)]);
-    // A page holds all heads: [page, kv_heads, block, dim].
-    Bits k(batch.k.size());
-    Bits v(batch.v.size());
-    const std::size_t run_length = static_cast<std::size_t>(block) * batch.dim;
+    std::vector<std::int32_t> order(total);
+    for (int i = 0; i < total; ++i) order[i] = i;
+    for (int i = total - 1; i > 0; --i) std::swap(order[i], order[rng.below(i + 1)]);
+    Bits k_pages(batch.k.size());
+    Bits v_pages(batch.v.size());
+    const std::size_t run_length = static_cast<std::size_t>(batch.block) * batch.dim;
     for (int s = 0; s < batch.batch(); ++s) {
       for (int j = 0; j < pages; ++j) {
         for (int g = 0; g < batch.kv_heads; ++g) {
           const std::size_t from =
-              ((static_cast<std::size_t>(s) * batch.kv_heads + g) * batch.capacity + j * block) *
+              ((static_cast<std::size_t>(s) * batch.kv_heads + g) * batch.capacity +
+               j * batch.block) *
               batch.dim;
           const std::size_t to =
-              (static_cast<std::size_t>(table[s * pages + j]) * batch.kv_heads + g) * run_length;
-          std::copy_n(batch.k.begin() + from, run_length, k.begin() + to);
-          std::copy_n(batch.v.begin() + from, run_length, v.begin() + to);
+              (static_cast<std::size_t>(order[s * pages + j]) * batch.kv_heads + g) * run_length;
+          std::copy_n(batch.k.begin() + from, run_length, k_pages.begin() + to);
+          std::copy_n(batch.v.begin() + from, run_length, v_pages.begin() + to);
         }
       }
     }
-    const DeviceBuffer<std::uint16_t> k_device{std::span<const std::uint16_t>(k)};
-    const DeviceBuffer<std::uint16_t> v_device{std::span<const std::uint16_t>(v)};
-    const DeviceBuffer<std::int32_t> table_device{std::span<const std::int32_t>(table)};
-    KvCache paged = batch.cache();
-    paged.k = k_device.data();
-    paged.v = v_device.data();
-    paged.pages = table_device.data();
-    paged.pages_stride = pages;
-    paged.head_stride = static_cast<std::int64_t>(run_length);
-    paged.page_stride = paged.head_stride * batch.kv_heads;
+    k = DeviceBuffer<std::uint16_t>{std::span<const std::uint16_t>(k_pages)};
+    v = DeviceBuffer<std::uint16_t>{std::span<const std::uint16_t>(v_pages)};
+    table = DeviceBuffer<std::int32_t>{std::span<const std::int32_t>(order)};
+    cache.k = k.data();
+    cache.v = v.data();
+    cache.pages = table.data();
+    cache.pages_stride = pages;
+    cache.head_stride = static_cast<std::int64_t>(run_length);
+    cache.page_stride = cache.head_stride * batch.kv_heads;
+  }
+};
+
+/// Those of one sequence as [tokens, kv_heads, dim].
+struct Interleaved {
+  DeviceBuffer<std::uint16_t> k, v;
+  KvCache cache;
+
+  explicit Interleaved(const Batch& batch) : cache(batch.cache()) {
+    const auto turn = [&](const Bits& from) {
+      Bits to(from.size());
+      for (int g = 0; g < batch.kv_heads; ++g) {
+        for (int t = 0; t < batch.capacity; ++t) {
+          std::copy_n(from.begin() + (static_cast<std::size_t>(g) * batch.capacity + t) * batch.dim,
+                      batch.dim,
+                      to.begin() + (static_cast<std::size_t>(t) * batch.kv_heads + g) * batch.dim);
+        }
+      }
+      return DeviceBuffer<std::uint16_t>{std::span<const std::uint16_t>(to)};
+    };
+    k = turn(batch.k);
+    v = turn(batch.v);
+    cache.k = k.data();
+    cache.v = v.data();
+    cache.head_stride = batch.dim;
+    cache.token_stride = static_cast<std::int64_t>(batch.kv_heads) * batch.dim;
+  }
+};
+
+TEST(CudaDecodeAttention, ShuffledPagesGiveTheSameBits) {
+  SW_REQUIRE_GPU(8);
+  for (const int block : {64, 128}) {
+    const Batch batch(DType::kBf16, 2, 4, 128, block, 1024, {1000, 65, 1, 512}, 7);
+    const Paged paged(batch);
     DecodeAttention attention(batch.cache(), batch.num_heads());
     const Lists lists(batch, 1, 0.4, 11);
     for (const DecodeBlocks& blocks : {DecodeBlocks{}, lists.decode_blocks()}) {
       const Result contiguous = run(attention, batch, batch.cache(), blocks);
-      const Result shuffled = run(attention, batch, paged, blocks);
+      const Result shuffled = run(attention, batch, paged.cache, blocks);
       EXPECT_EQ(contiguous.out, shuffled.out);
       EXPECT_EQ(contiguous.lse, shuffled.lse);
     }
@@ -332,7 +369,9 @@ TEST(CudaDecodeAttention, AnyLastListGivesTheSameResult) {
   struct Shape {
     DType dtype;
     int kv_heads, group, dim, block, tokens;
+    double logit_scale = 1.0;
   };
+  bool read_ahead = false;
   SplitMix64 rng(77);
   for (const Shape shape : {Shape{DType::kBf16, 8, 4, 128, 64, 8191},
                             {DType::kF16, 2, 7, 64, 64, 3000},
@@ -340,9 +379,17 @@ TEST(CudaDecodeAttention, AnyLastListGivesTheSameResult) {
                             {DType::kBf16, 3, 1, 256, 64, 2048},
                             {DType::kF16, 2, 2, 64, 128, 129},
                             {DType::kBf16, 2, 4, 128, 64, 65},
+                            {DType::kBf16, 2, 5, 128, 64, 4000},
+                            {DType::kF16, 1, 8, 128, 64, 16384},
+                            {DType::kBf16, 4, 6, 64, 64, 8192, 1e4},
+                            {DType::kBf16, 66, 1, 64, 64, 5000},
+                            {DType::kBf16, 132, 1, 64, 64, 2560},
                             {DType::kBf16, 2, 4, 128, 64, 1}}) {
     const Batch batch(shape.dtype, shape.kv_heads, shape.group, shape.dim, shape.block,
-                      shape.tokens + 5, {shape.tokens}, 5);
+                      (shape.tokens / shape.block + 1) * shape.block, {shape.tokens}, 5,
+                      shape.logit_scale);
+    const Paged paged(batch);
+    const Interleaved interleaved(batch);
     DecodeAttention attention(batch.cache(), batch.num_heads());
     const int candidates = (shape.tokens + shape.block - 1) / shape.block;
     for (const double density : {0.0, 0.2, 1.0}) {
@@ -384,13 +431,18 @@ TEST(CudaDecodeAttention, AnyLastListGivesTheSameResult) {
         blocks.list = {lists_device.data(), counts_device.data(), 1, candidates, true};
         blocks.budget.kind = Budget::Kind::kFixed;
         blocks.budget.tau = count;
+        read_ahead |= attention.reads_ahead(blocks);
         const Result result = run(attention, batch, batch.cache(), blocks);
         expect_matches(batch, result, {selection});
         EXPECT_EQ(result.out, run(attention, batch, batch.cache(), blocks).out);
+        EXPECT_EQ(result.out, run(attention, batch, paged.cache, blocks).out);
+        EXPECT_EQ(result.out, run(attention, batch, interleaved.cache, blocks).out);
         if (HasFatalFailure()) return;
       }
     }
   }
+  std::string why;
+  EXPECT_EQ(read_ahead, list_devices(why).front().major == 9) << "the kernel for it did not run";
 }
 
 TEST(CudaDecodeAttention, RefusesWhatItHasNoKernelFor) {
@@ -947,8 +999,8 @@ TEST(CudaDecodeSelection, ManySequencesShareTheGpu) {
 
 TEST(CudaDecodeSelection, GraphReplayEqualsDirectLaunches) {
   SW_REQUIRE_GPU(8);
-  const auto decode = [](bool replay) {
-    Decoding decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, {500, 960}, 80, 23);
+  const auto decode = [](const std::vector<std::int32_t>& prefill, bool replay) {
+    Decoding decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, prefill, 80, 23);
     const Batch& batch = decoding.batch();
     DecodeStep step(batch.cache(), batch.num_heads());
     DeviceBuffer<std::uint16_t> out(batch.q.size());
@@ -972,12 +1024,14 @@ TEST(CudaDecodeSelection, GraphReplayEqualsDirectLaunches) {
     }
     return results;
   };
-  const auto direct = decode(false);
-  const auto replayed = decode(true);
-  const auto again = decode(true);
-  for (std::size_t i = 0; i < direct.size(); ++i) {
-    ASSERT_TRUE(direct[i] == replayed[i]) << "step " << i;
-    ASSERT_TRUE(again[i] == replayed[i]) << "step " << i;
+  for (const std::vector<std::int32_t>& prefill : {std::vector{500, 960}, {960}}) {
+    const auto direct = decode(prefill, false);
+    const auto replayed = decode(prefill, true);
+    const auto again = decode(prefill, true);
+    for (std::size_t i = 0; i < direct.size(); ++i) {
+      ASSERT_TRUE(direct[i] == replayed[i]) << "step " << i;
+      ASSERT_TRUE(again[i] == replayed[i]) << "step " << i;
+    }
   }
 }
 

@@ -529,7 +529,7 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
                     std::to_string(major) + ".x",
                 "use --backend cpu");
   }
-  starts_early_ = major >= 9;
+  starts_early_ = major >= 9 && waits_for_grid_before(decode_attention_kernel<__half, 64, 1, true>);
   const int d = shape.head_dim;
   if (d != 64 && d != 128 && d != 256) {
     throw Error(ErrorKind::kUnsupported, "decode attention on the GPU has no kernel for head_dim " +
@@ -553,7 +553,11 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
   partial_ml_ = DeviceBuffer<float>(parts * 2);
   arrivals_ = DeviceBuffer<unsigned>(heads);
   check(cudaMemset(arrivals_.data(), 0, arrivals_.bytes()), "clearing of the arrival counters");
-  if (starts_early_ && shape.batch == 1 && d < 256) {
+  // Where thread blocks would idle, heads are better divided pass by pass.
+  const int shares = multiprocessors_ / shape.kv_heads * shape.kv_heads;
+  reads_ahead_ = shape.batch == 1 && shares * 10 >= multiprocessors_ * 9 &&
+                 prepare_beside(shape.element, d, static_cast<int>(rows));
+  if (reads_ahead_) {
     const auto grid = static_cast<std::size_t>(multiprocessors_);
     exchange_ = DeviceBuffer<float>(2 * grid * rows * static_cast<std::size_t>(d));
     exchange_ml_ = DeviceBuffer<float>(2 * grid * rows * 2);
@@ -561,7 +565,6 @@ DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
     check(cudaMemset(exchange_.data(), 0xff, exchange_.bytes()), "clearing of the exchange");
     check(cudaMemset(exchange_ml_.data(), 0xff, exchange_ml_.bytes()), "clearing of the exchange");
     check(cudaMemset(launches_.data(), 0, launches_.bytes()), "clearing of the exchange");
-    prepare_beside(shape.element, d, static_cast<int>(rows));
   }
   visit_element(shape.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
@@ -594,9 +597,7 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
   a.partial = partial_.data();
   a.partial_ml = reinterpret_cast<float2*>(partial_ml_.data());
   a.arrivals = arrivals_.data();
-  if (launches_.size() > 0 && blocks.kind == Kind::kSelected && blocks.list.twice &&
-      blocks.list.capacity <= kMostBlocksBeside && a.units <= multiprocessors_ &&
-      blocks.budget.kind != Budget::Kind::kRelease) {
+  if (reads_ahead(blocks)) {
     a.exchange = exchange_.data();
     a.exchange_ml = reinterpret_cast<float2*>(exchange_ml_.data());
     a.launches = launches_.data();
@@ -614,6 +615,12 @@ void DecodeAttention::run(const KvCache& cache, const void* q, const DecodeBlock
       });
     });
   });
+}
+
+bool DecodeAttention::reads_ahead(const DecodeBlocks& blocks) const {
+  return reads_ahead_ && blocks.kind == DecodeBlocks::Kind::kSelected && blocks.list.twice &&
+         blocks.list.sets == 1 && blocks.list.capacity <= kMostBlocksBeside &&
+         blocks.budget.kind != Budget::Kind::kRelease;
 }
 
 KernelCost DecodeAttention::cost(std::int64_t blocks) const {

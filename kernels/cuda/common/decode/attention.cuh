@@ -38,10 +38,10 @@ struct Arguments {
   unsigned* launches;   ///< [units]
 };
 
-/// One sequence whose selection runs meanwhile, with a kept number of blocks that follows from its
-/// length and head dimensions of 64 and 128 (attention_beside.cu).
+/// One sequence whose selection runs meanwhile (attention_beside.cu).
 constexpr int kMostBlocksBeside = 8192;  ///< of the context
-void prepare_beside(Element element, int dim, int rows);
+/// To be called once; false where this GPU has no such kernel, or not the shared memory.
+bool prepare_beside(Element element, int dim, int rows);
 void launch_beside(const Arguments& arguments, int grid, cudaStream_t stream);
 
 /// Shared-memory rings: each warp has its own, with one slice of K and one of V a stage.

@@ -13,15 +13,19 @@
 /// the selected keys and values once: the query heads of a KV head share a matrix instruction, as
 /// its 8 columns (keys and head dimensions are the rows, of which there are enough), the 64-token
 /// tiles of all sequences and heads are dealt out evenly to a fixed number of thread blocks, and
-/// the last one to finish a head merges the parts in a fixed order. Lengths, lists and counts are
+/// the parts of a head are merged in a fixed order. Lengths, lists and counts are
 /// read on the device, so a launch can be captured in a graph, and the same inputs give the same
 /// bits.
 ///
-/// A selection takes as long as reading its blocks does, so one sequence does not wait for it: it
-/// attends to the blocks that will be kept whatever the scores, and then, each apart, to those that
-/// the step before chose, most of which are chosen again. When the list is there, what was dropped
-/// is left out, and only what is new is still to be read. So the result is that of the list, but
-/// its time depends on how many blocks stay, and its rounding on which.
+/// A selection takes as long as reading its blocks does, so one sequence need not wait for it
+/// (reads_ahead): it attends to the blocks that will be kept whatever the scores, and then, a few
+/// together, to those that the step before chose, most of which are chosen again. When the list is
+/// there, groups of which a block was dropped are left out, and what is missing is read. So the
+/// result is that of the list, but its time depends on how many blocks stay, and its rounding on
+/// which.
+///
+/// Thread blocks of a decode kernel wait for each other. They all fit on a GPU at once, but beside
+/// those of another stream's decode step they might not: one stream at a time.
 namespace sw::cuda {
 
 /// Keys and values of a batch, [batch, kv_heads, tokens, head_dim] with strides in elements, equal
@@ -54,8 +58,9 @@ struct DecodeList {
   const std::int32_t* counts = nullptr;
   int sets = 1;  ///< 1, kv_heads or num_heads
   int capacity = 0;
-  /// Whether the list of the step before is kept beside that of this one: blocks and counts are
-  /// then [2, batch, sets] of them, and a sequence of n tokens has its list at index n % 2.
+  /// Whether the list of the step before is kept beside that of this one (also unique, of at most
+  /// `capacity` entries; a count of 0 = none): blocks and counts are then [2, batch, sets] of them,
+  /// and a sequence of n tokens has its list at index n % 2.
   bool twice = false;
 };
 
@@ -65,8 +70,8 @@ struct DecodeBlocks {
     kDense,     ///< all
     kList,      ///< those of `list`
     kSelected,  ///< those of `list`, of which sink and window of `budget` come first: these, and
-                ///< the last step's where `list.twice`, are attended to while the kernel before in
-                ///< the stream still makes the list
+                ///< the last step's where reads_ahead() says so, are attended to while the kernel
+                ///< before in the stream still makes the list
   };
   Kind kind = Kind::kDense;
   DecodeList list;
@@ -77,10 +82,10 @@ struct DecodeBlocks {
 class DecodeAttention {
  public:
   /// Allocates the workspace: 4 partial results of num_heads / kv_heads x head_dim floats for each
-  /// multiprocessor, another 2 for batch 1, and 2 for each KV head of each sequence. `shape` gives
-  /// element, batch, kv_heads, head_dim and block. Throws Error(kUnsupported) for a head_dim, block
-  /// or number of heads that is not supported (at most 16 query heads a KV head), and for a GPU
-  /// below compute capability 8.0.
+  /// multiprocessor, another 2 where it reads ahead, and 2 for each KV head of each sequence.
+  /// `shape` gives element, batch, kv_heads, head_dim and block. Throws Error(kUnsupported) for a
+  /// head_dim, block or number of heads that is not supported (at most 16 query heads a KV head),
+  /// and for a GPU below compute capability 8.0.
   DecodeAttention(const KvCache& shape, int num_heads);
 
   /// q and out: [batch, num_heads, head_dim] of the cache's element type, contiguous. lse, natural
@@ -90,8 +95,14 @@ class DecodeAttention {
   void run(const KvCache& cache, const void* q, const DecodeBlocks& blocks, void* out, float* lse,
            cudaStream_t stream);
 
+  /// Whether run() attends to the last step's blocks before it knows those of this one: one
+  /// sequence, kSelected with `twice` and one set, a budget that fixes the number of blocks, head
+  /// dimensions 64 and 128, at most 8192 blocks, KV heads that divide the multiprocessors well,
+  /// compute capability 9.0.
+  bool reads_ahead(const DecodeBlocks& blocks) const;
+
   /// Bytes of the selected keys and values (kept blocks a head and sequence), q and out; FLOPs of
-  /// the two products.
+  /// the two products. What is read ahead and then dropped does not count.
   KernelCost cost(std::int64_t blocks) const;
   int num_heads() const { return num_heads_; }
 
@@ -100,6 +111,7 @@ class DecodeAttention {
   int num_heads_ = 0;
   int multiprocessors_ = 0;
   bool starts_early_ = false;       ///< the GPU can start a kernel while the one before runs
+  bool reads_ahead_ = false;        ///< there is a kernel for it
   DeviceBuffer<float> partial_;     ///< [slots, rows, head_dim] unnormalised sums
   DeviceBuffer<float> partial_ml_;  ///< [slots, rows, 2] maximum and sum
   // For one sequence beside its selection (attention_beside.cu):

@@ -1,6 +1,9 @@
+#include <climits>
+
 #include "kernels/cuda/common/decode/attention.cuh"
 #include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/visit.cuh"
+#include "kernels/cuda/common/device_attribute.hpp"
 
 namespace sw::cuda::decode {
 namespace {
@@ -106,7 +109,8 @@ class Shelf {
 };
 
 /// The exchange of parts: each float holds kEmpty until it is there, so that nobody needs a flag or
-/// a fence. A launch uses one half and empties the other, which the next one uses.
+/// a fence. A launch uses one half and empties the other, which the next one uses; thread blocks
+/// that have no part empty their places in both.
 struct Exchange {
   float4* parts;  ///< [grid, rows, dim / 4]
   float2* ml;     ///< [grid, rows] maximum and sum
@@ -192,8 +196,8 @@ __device__ inline void hand_over(const Arguments& a, const Share& share, const E
   }
 }
 
-/// Joins this thread block's share of a head's elements over all parts, in their order: kJoining
-/// lanes for each element, two at a time.
+/// Joins this thread block's share of a head's elements over all parts, in an order that only their
+/// number decides: kJoining lanes for each element, two at a time.
 template <class T, int kDim>
 __device__ inline void join_parts(const Arguments& a, const Share& share,
                                   const Exchange& exchange) {
@@ -279,7 +283,7 @@ __device__ inline void join_parts(const Arguments& a, const Share& share,
 template <class T, int kDim, int kTiles>
 __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
     decode_attention_beside_kernel(const __grid_constant__ Arguments a) {
-  using Room = Room<kDim, kTiles>;
+  using Space = Room<kDim, kTiles>;
   extern __shared__ __align__(1024) unsigned char rings[];
   __shared__ float2 warp_ml[kWarps][16];
   __shared__ unsigned expected_blocks[kWords];  // bits: those of all thread blocks
@@ -288,7 +292,7 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
   __shared__ int again[kWarps];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const std::uint32_t ring = shared_address(rings) + warp * Room::kWarpBytes;
+  const std::uint32_t ring = shared_address(rings) + warp * Space::kWarpBytes;
   const int tokens = a.cache.lengths[0];
   const DecodeList& list = a.blocks.list;
   const int last_count = list.counts[(tokens & 1) ^ 1];
@@ -317,8 +321,9 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
   __syncthreads();
 
   // Entry i of the last list falls to the warps of all thread blocks in turn. It counts if it is
-  // neither gone nor forced by now.
-  const Shelf<kDim, kTiles> shelf(a, rings + warp * Room::kWarpBytes + Room::kRingBytes);
+  // neither gone nor forced by now. (Where the forced blocks were others then, some entry more or
+  // less is expected.)
+  const Shelf<kDim, kTiles> shelf(a, rings + warp * Space::kWarpBytes + Space::kRingBytes);
   const std::int32_t* last = list.blocks + ((tokens & 1) ^ 1) * list.capacity + forced;
   const int turns = kWarps * share.shares;
   const int limit = min(last_count - forced, kExpected * turns);
@@ -345,8 +350,7 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
   load_query<T, kDim, kTiles>(a, share.head, q);
   Softmax<kDim, kTiles> state;
   state.reset();
-  // Of what was expected: lanes whose block is gone, and those who share a softmax with such a one.
-  unsigned gone = 0;
+  unsigned gone = 0;  // lanes whose expected block is not on the list
   const int groups = (blocks + together - 1) / together;
   const auto counts = [&](int group) {
     return (gone >> group * together & ((1u << together) - 1u)) == 0;
@@ -361,7 +365,7 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
     int coming = 0;
     std::int64_t at = 0;
     // Slices until a softmax is put aside, and where.
-    int left = pass > 0 ? 0 : team > 0 ? team : together << slices;
+    int left = pass > 0 ? INT_MAX : team > 0 ? team : together << slices;
     int place = team > 0 ? 0 : 1;
 #pragma unroll 1
     for (int i = end > 0 ? -2 : -1; i < end; ++i) {
@@ -394,9 +398,9 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
                within * a.cache.token_stride;
         }
       }
-      const std::uint32_t stage = ring + (i & 1) * 2 * Room::kSliceBytes;
+      const std::uint32_t stage = ring + (i & 1) * 2 * Space::kSliceBytes;
       attend_slice<T, kDim, kTiles>(
-          state, q, stage, stage + Room::kSliceBytes, visible, a.scale_log2, [&] {
+          state, q, stage, stage + Space::kSliceBytes, visible, a.scale_log2, [&] {
             __syncwarp();
             if (more) copy_slice<T, kDim>(stage, k + at, a.cache.token_stride, coming, policy);
             copy_async_commit();
@@ -405,7 +409,7 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
           });
       __syncwarp();
       if (more) {
-        copy_slice<T, kDim>(stage + Room::kSliceBytes, v + at, a.cache.token_stride, coming,
+        copy_slice<T, kDim>(stage + Space::kSliceBytes, v + at, a.cache.token_stride, coming,
                             policy);
       }
       copy_async_commit();
@@ -484,7 +488,8 @@ __global__ void __maxnreg__(Ring<kDim>::kRegistersBeside)
   hand_over<T, kDim, kTiles>(a, share, exchange, rings, warp_ml, state);
   if (share.shares == 1) return;
   join_parts<T, kDim>(a, share, exchange);
-  // All thread blocks of the head have read the number of this launch before they had a part.
+  // All thread blocks of the head have read the number of this launch before they had a part, and
+  // the lanes of this warp have seen all parts. The numbers of all heads stay equal.
   if (share.index == 0 && threadIdx.x == 0) a.launches[share.head] += 1;
 }
 
@@ -493,7 +498,7 @@ template <class F>
 void visit_beside(Element element, int dim, int rows, F&& f) {
   visit_element(element, [&]<class T>() {
     visit_dim(dim, [&]<int kDim>() {
-      if constexpr (kDim < 256) {
+      if constexpr (Ring<kDim>::kFitsBeside) {
         if (rows <= 8) {
           f(decode_attention_beside_kernel<T, kDim, 1>, Room<kDim, 1>::kBytes);
         } else {
@@ -506,9 +511,17 @@ void visit_beside(Element element, int dim, int rows, F&& f) {
 
 }  // namespace
 
-void prepare_beside(Element element, int dim, int rows) {
-  visit_beside(element, dim, rows,
-               [](auto kernel, int bytes) { allow_shared_memory(kernel, bytes); });
+bool prepare_beside(Element element, int dim, int rows) {
+  bool ready = false;
+  visit_beside(element, dim, rows, [&](auto kernel, int bytes) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), "query of a decode kernel");
+    ready = waits_for_grid_before(kernel) &&
+            bytes + static_cast<int>(attributes.sharedSizeBytes) <=
+                device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (ready) allow_shared_memory(kernel, bytes);
+  });
+  return ready;
 }
 
 void launch_beside(const Arguments& a, int grid, cudaStream_t stream) {

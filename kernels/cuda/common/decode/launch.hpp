@@ -18,6 +18,15 @@ void allow_shared_memory(Kernel kernel, int bytes) {
         "shared memory of a decode kernel");
 }
 
+/// Whether a kernel that calls wait_for_grid_before() really does: as built for compute capability
+/// 9.0 or later, not from older PTX by the driver.
+template <class Kernel>
+bool waits_for_grid_before(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "query of a decode kernel");
+  return attributes.ptxVersion >= 90;
+}
+
 /// Launches a kernel that calls wait_for_grid_before(): with `early`, which takes compute
 /// capability 9.0, its thread blocks may start before the kernel before in the stream ends.
 template <class Kernel, class Arguments>
