@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "kernels/cuda/common/decode/plan.cuh"
@@ -23,6 +24,24 @@ struct alignas(16) FourScores {
   Score of[4];
 };
 
+/// What a score must exceed, or reach where equal scores do, to be better than another.
+template <class Score>
+struct Bound {
+  Score value;
+  bool reached;
+  __device__ Bound(Score v, bool equal) : value(v), reached(equal) {}
+  __device__ int exceeded_by(Score x) const { return x > value || (reached && x == value) ? 1 : 0; }
+};
+/// Scores are not negative, and their bits ordered as they are; those of -infinity are below all.
+template <>
+struct Bound<float> {
+  int bits;
+  __device__ Bound(float v, bool equal) : bits(std::bit_cast<std::int32_t>(v) - (equal ? 1 : 0)) {}
+  __device__ int exceeded_by(float x) const {
+    return static_cast<int>(static_cast<unsigned>(bits - std::bit_cast<std::int32_t>(x)) >> 31);
+  }
+};
+
 /// Calls list(place, entry) for the forced blocks in [begin, end) and those that the scores choose,
 /// by one lane each; place and entry are those of DecodeList. The `warps` warps of the thread block
 /// share the work. `free_scores` has the scores of the blocks that compete, -infinity elsewhere and
@@ -41,14 +60,15 @@ __device__ inline int rank_blocks(const DecodePlan& plan, int blocks, int begin,
       continue;
     }
     const Score mine = scores[j];
-    int better = 0;
+    // The four scores around j apart, the others are all before or all behind it.
+    const int own = j & ~3;
+    int better = lane < 4 && own + lane > j && free_scores[own + lane] == mine ? 1 : 0;
 #pragma unroll 2
     for (int i = lane * 4; i < blocks; i += 128) {
       const auto other = *reinterpret_cast<const FourScores<Score>*>(free_scores + i);
+      const auto bound = Bound<Score>(mine, i > j);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        better += other.of[e] > mine || (other.of[e] == mine && i + e > j) ? 1 : 0;
-      }
+      for (int e = 0; e < 4; ++e) better += bound.exceeded_by(other.of[e]);
     }
     better = __reduce_add_sync(0xffffffffu, better);
     bool keep = better < plan.scored;
