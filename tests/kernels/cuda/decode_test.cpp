@@ -997,6 +997,17 @@ TEST(CudaDecodeSelection, ManySequencesShareTheGpu) {
   check_decoding("sketchwalk", 0.3, DType::kBf16, 2, 4, 64, 64, prefill, 20);
 }
 
+// As many sequences as an H100 has multiprocessors: a thread block then scores several heads, and
+// of the longest sequence several parts of the keys, and its columns of A stay in global memory.
+TEST(CudaDecodeSelection, AThreadBlockForEachSequence) {
+  SW_REQUIRE_GPU(8);
+  std::vector<std::int32_t> prefill(132, 100);
+  for (int s = 0; s < 132; ++s) prefill[s] += 3 * s;
+  check_decoding("sketchwalk", 0.3, DType::kBf16, 2, 8, 64, 64, prefill, 10);
+  prefill[1] = 16381;
+  check_decoding("sketchwalk", 0.3, DType::kF16, 1, 1, 64, 64, prefill, 6);
+}
+
 TEST(CudaDecodeSelection, GraphReplayEqualsDirectLaunches) {
   SW_REQUIRE_GPU(8);
   const auto decode = [](const std::vector<std::int32_t>& prefill, bool replay) {
