@@ -23,8 +23,9 @@ constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kQueryRows = 128;  ///< window queries that a task scores
 constexpr int kTaskKeys = 128;   ///< blocks that a task scores at most
-constexpr int kQueryWarps = 8;   ///< a warp scores 16 of the queries
-constexpr int kKeyParts = 2;     ///< and one of these parts of the keys
+constexpr int kQueryWarps = 4;   ///< a warp scores 32 of the queries
+constexpr int kKeyParts = 4;     ///< and one of these parts of the keys
+constexpr int kQueryTiles = kQueryRows / kQueryWarps / 16;
 constexpr int kKeyTiles = kTaskKeys / kKeyParts / 8;
 constexpr int kColumns = 16;            ///< columns of A that a pass multiplies
 constexpr int kColumnPad = 32;          ///< elements between columns in shared memory
@@ -53,10 +54,12 @@ struct Arguments {
   int blocks_per_sequence;
   int resident;
   int stage_bytes;
-  int row_groups;   ///< of the window queries of a KV head, 128 each
-  int addends;      ///< of a block's sum: tasks that score it, one for each KV head and row group
-  int task_share;   ///< thread blocks for each
-  int count_shift;  ///< a sum counts its addends from this bit on
+  int key_buffers;    ///< tasks whose keys have room
+  int early_columns;  ///< columns of A that come to L2 at the start, of those of a thread block
+  int row_groups;     ///< of the window queries of a KV head, 128 each
+  int addends;        ///< of a block's sum: tasks that score it, one for each KV head and row group
+  int task_share;     ///< thread blocks for each
+  int count_shift;    ///< a sum counts its addends from this bit on
   double fixed_point;
   DeviceSketch sketch;
   __half* transition;
@@ -92,6 +95,7 @@ struct Step {
   int parity;   ///< where this step writes what is kept twice; it reads the other
   int half;     ///< of the exchange memory that this launch uses; it clears the other
   int queries;  ///< filled slots of the window
+  int slot;     ///< of this token's queries
   // Scores: a task is up to 128 window queries of one KV head against `task_keys` blocks.
   int task_keys;
   int chunks;  ///< tasks along the keys
@@ -112,15 +116,19 @@ __device__ inline Step make_step(const Arguments& a) {
   s.members = a.blocks_per_sequence;
   s.sequence = blockIdx.y;
   s.member = blockIdx.x;
-  s.tokens = a.cache.lengths[s.sequence];
+  // Both loads ahead of what needs one.
+  s.tokens = __ldcg(a.cache.lengths + s.sequence);
+  unsigned launches = __ldcg(a.launches + s.sequence);
+  asm volatile("" : "+r"(s.tokens), "+r"(launches));
   s.blocks = (s.tokens + a.cache.block - 1) >> (a.cache.block == 64 ? 6 : 7);
   s.current = s.blocks - 1;
   const int step = (s.tokens - 1) & (a.cache.block - 1);
   s.grown = step == 0;
-  s.alpha = 1.0f / static_cast<float>(step + 1);
+  s.alpha = s.grown ? 1.0f : __fdividef(1.0f, static_cast<float>(step + 1));
   s.parity = s.tokens & 1;
-  s.half = static_cast<int>(a.launches[s.sequence] & 1u);
+  s.half = static_cast<int>(launches & 1u);
   s.queries = min(a.window, s.tokens);
+  s.slot = (s.tokens - 1) % a.window;
   // As many keys a task that every thread block has one, if that is possible.
   s.task_keys = min(a.max_keys, 16 * quotient(s.blocks + 16 * a.task_share - 1, 16 * a.task_share));
   s.chunks = quotient(s.blocks + s.task_keys - 1, s.task_keys);
@@ -151,10 +159,10 @@ __device__ inline float* exchange_state(const Arguments& a, const Step& s, int s
   return a.states + exchange_base(a, s, s.half, a.degree * a.capacity) + step * a.capacity;
 }
 
-/// Empties the half that the next launch uses: `threads` of each thread block that scores share it.
+/// Empties the half that the next launch uses: `threads` of each thread block share it.
 __device__ void empty_exchange(const Arguments& a, const Step& s, int thread, int threads) {
   const int other = s.half ^ 1;
-  const int step = min(s.members, s.tasks) * threads;
+  const int step = s.members * threads;
   const auto fill = [&](std::uint32_t* words, int count, std::uint32_t value) {
 #pragma unroll 1
     for (int i = s.member * threads + thread; i < count / 4; i += step) {
@@ -189,7 +197,9 @@ __device__ inline void gather(const float* from, int count, Use&& use) {
   }
 }
 
-/// Element offset of 16-byte chunk `chunk` of row `row`, rows of `rank` f16.
+/// Element offset of 16-byte chunk `chunk` of row `row`, rows of `rank` f16. Queries and keys are
+/// kept in this order in global memory, too, where rows count from the KV head's first: tiles begin
+/// at even rows, so that a copy keeps the order.
 __device__ inline int swizzled(int row, int chunk, int rank) {
   return row * rank + ((rank >= 64 ? chunk ^ ((row & 1) << 2) : chunk) << 3);
 }
@@ -224,49 +234,53 @@ __device__ inline Task make_task(const Arguments& a, const Step& s, int index) {
   return t;
 }
 
+/// Starts copies of rows [begin, end) of a tile but `skipped` by `threads` threads.
+__device__ inline void start_rows(const Arguments& a, const __half* from, __half* to, int begin,
+                                  int end, int skipped, int thread, int threads) {
+  const int shift = __ffs(a.rank) - 4;  // rank / 8 chunks of 16 bytes a row, a power of two
+#pragma unroll 2
+  for (int i = (begin << shift) + thread; i < end << shift; i += threads) {
+    if (i >> shift != skipped) copy_async_16(to + i * 8, from + i * 8, true);
+  }
+}
+
+/// The task's first key, as stored.
+__device__ inline __half* first_key(const Arguments& a, const Step& s, const Task& t) {
+  const std::int64_t head = static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head;
+  return a.keys + (head * a.capacity + t.key_begin) * a.rank;
+}
+
+constexpr int kTransforming = 8;  ///< warps that make what is new in a task
+
 /// Half of the warps make what is new in a task, the queries of this token and the mean of the
 /// current block with this token's key, whose loads come first of all: the row of the cache is the
 /// coldest memory of a step. The others start the copies of the task's queries and keys and call
-/// afterwards(thread, threads). Does not wait for the copies.
+/// afterwards(thread, threads). Does not wait for the copies. The thread block goes on with the
+/// keys up to `key_end` of the same head, and finds the current block's in memory then.
 template <class T, int kDim, class Afterwards>
-__device__ void load_task(const Arguments& a, const Step& s, const Task& t, const Tiles& tiles,
+__device__ void load_task(const Arguments& a, const Step& s, const Task& t, int key_end,
+                          const SketchLane<kDim>& sketch, const Tiles& tiles,
                           Afterwards&& afterwards) {
-  constexpr int kTransforming = 8;  // warps
   constexpr int kCopying = kThreads - 32 * kTransforming;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const std::int64_t first_query =
-      (static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group) * a.window;
-  const std::int64_t first_key =
-      (static_cast<std::int64_t>(s.sequence) * a.cache.kv_heads + t.head) * a.capacity +
-      t.key_begin;
-  const int slot = (s.tokens - 1) % a.window;
+  __half* const keys = first_key(a, s, t);
+  __half* const queries =
+      a.queries +
+      ((static_cast<std::int64_t>(s.sequence) * a.num_heads + t.head * a.group) * a.window +
+       t.row_begin) *
+          a.rank;
+  const int slot = s.slot;
+  const int head_begin = quotient(t.row_begin, a.window);
+  const int head_end = min(quotient(t.row_begin + kQueryRows + a.window - 1, a.window), a.group);
   if (warp >= kTransforming) {
-    // rank / 8 chunks of 16 bytes a row, a power of two that divides the number of threads.
-    const int shift = __ffs(a.rank) - 4;
     const int thread = static_cast<int>(threadIdx.x) - 32 * kTransforming;
-    const int chunk = thread & ((1 << shift) - 1);
-    const int first_row = thread >> shift;
-    const int row_step = kCopying >> shift;
-    const __half* keys = a.keys + first_key * a.rank + chunk * 8;
+    start_rows(a, keys, tiles.keys, 0, t.keys, s.current - t.key_begin, thread, kCopying);
 #pragma unroll 1
-    for (int row = first_row; row < s.task_keys; row += row_step) {
-      if (t.key_begin + row == s.current) continue;
-      const bool valid = row < t.keys;
-      copy_async_16(tiles.keys + swizzled(row, chunk, a.rank), keys + (valid ? row * a.rank : 0),
-                    valid);
-    }
-    const int rows = min(kQueryRows, a.group * a.window - t.row_begin);
-    const __half* from = a.queries + (first_query + t.row_begin) * a.rank + chunk * 8;
-#pragma unroll 1
-    for (int row = first_row; row < kQueryRows; row += row_step) {
-      const int all = t.row_begin + row;
-      const int w = all - quotient(all, a.window) * a.window;
-      const bool valid = row < rows && w < s.queries;
-      if (row >= rows || w != slot) {  // the slot is this token's
-        copy_async_16(tiles.queries + swizzled(row, chunk, a.rank),
-                      from + (valid ? row * a.rank : 0), valid);
-      }
+    for (int h = head_begin; h < head_end; ++h) {
+      const int row = h * a.window - t.row_begin;
+      start_rows(a, queries, tiles.queries, max(row, 0), min(row + a.window, kQueryRows),
+                 row + slot, thread, kCopying);
     }
     copy_async_commit();
     afterwards(thread, kCopying);
@@ -276,14 +290,14 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
   // Vectors that are new, one a warp: the key (number 0), and the query heads of this task.
   constexpr int kEach = kDim / 32;
   float* buffer = tiles.scratch + warp * kDim;
-  const int head_begin = quotient(t.row_begin, a.window);
-  const int head_end = min(quotient(t.row_begin + kQueryRows + a.window - 1, a.window), a.group);
 #pragma unroll 1
   for (int vector = warp; vector <= head_end - head_begin; vector += kTransforming) {
     const bool is_key = vector == 0;
     const int h = head_begin + vector - 1;
     const int row = is_key ? s.current - t.key_begin : h * a.window + slot - t.row_begin;
-    if (is_key ? row >= t.keys : row < 0 || row >= kQueryRows) continue;  // another task's
+    if (is_key ? row < 0 || s.current >= key_end : row < 0 || row >= kQueryRows) {
+      continue;  // another task's
+    }
     const T* source = nullptr;
     if (is_key) {
       const int token = s.tokens - 1;
@@ -303,53 +317,63 @@ __device__ void load_task(const Arguments& a, const Step& s, const Task& t, cons
     const std::int64_t sum_plane =
         static_cast<std::int64_t>(a.cache.batch) * a.cache.kv_heads * kDim;
     // All loads go ahead of what needs one.
+    T raw[kEach];
     float x[kEach];
-    float sum[kEach] = {};
-    float origin[kEach] = {};
+    float sum[kEach];
+    float origin[kEach];
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      x[e] = widen(source[e * 32 + lane]);
-      if (is_key) {
-        if (!s.grown) sum[e] = __ldcg(a.key_sum + (s.parity ^ 1) * sum_plane + head + e * 32);
+    for (int e = 0; e < kEach; ++e) raw[e] = source[e * 32 + lane];
+    if (is_key) {
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        sum[e] = __ldcg(a.key_sum + (s.parity ^ 1) * sum_plane + head + e * 32);
         origin[e] = a.key_origin[head + e * 32];
       }
     }
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) x[e] = widen(raw[e]);
     if (is_key) {
       const int present = s.tokens - s.current * a.cache.block;
       const auto divisor = static_cast<float>(a.partial_mean ? present : a.cache.block);
 #pragma unroll
       for (int e = 0; e < kEach; ++e) {
-        x[e] += sum[e];
+        if (!s.grown) x[e] += sum[e];
         a.key_sum[s.parity * sum_plane + head + e * 32] = x[e];
         x[e] = __fdividef(x[e], divisor) - origin[e];
       }
     }
-    transform<kDim>(a.sketch, x, buffer);
+    transform<kDim>(a.sketch.exact, sketch, x, buffer);
     __half* shared = (is_key ? tiles.keys : tiles.queries);
-    __half* global = is_key ? a.keys + (first_key + row) * a.rank
-                            : a.queries + (first_query + h * a.window + slot) * a.rank;
+    __half* global = is_key ? keys : queries;
     const bool keeps = is_key || t.key_begin == 0;
+    const bool shares = !is_key || row < t.keys;
 #pragma unroll 1
     for (int i = lane; i < a.rank; i += 32) {
       const __half y = __float2half_rn(i < kDim ? buffer[i] : 0.0f);
-      shared[swizzled_element(row, i, a.rank)] = y;
-      if (keeps) global[i] = y;
+      const int at = swizzled_element(row, i, a.rank);
+      if (shares) shared[at] = y;
+      if (keeps) global[at] = y;
     }
   }
 }
 
-/// Logits of this warp's 16 queries by its part of the keys, in units of log2: queries lane / 4 and
-/// lane / 4 + 8, keys 8 tile + lane % 4 * 2 and the next.
+/// Of this warp's queries and its part of the keys: [i][tile] of queries 16 i + lane / 4 and that
+/// + 8, keys 8 tile + lane % 4 * 2 and the next.
+using Products = float[kQueryTiles][kKeyTiles][4];
+
 __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles& tiles,
-                                  float (&s)[kKeyTiles][4]) {
+                                  Products& s) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int row = warp % kQueryWarps * 16 + lane / 4;
+  const int row = warp % kQueryWarps * (16 * kQueryTiles) + lane / 4;
   const int first_key = warp / kQueryWarps * (8 * kKeyTiles);
 #pragma unroll
-  for (int tile = 0; tile < kKeyTiles; ++tile) {
+  for (int i = 0; i < kQueryTiles; ++i) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) s[tile][e] = 0.0f;
+    for (int tile = 0; tile < kKeyTiles; ++tile) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[i][tile][e] = 0.0f;
+    }
   }
   if (first_key < t.keys) {
     const int step = 8 * a.rank;
@@ -359,27 +383,39 @@ __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles
       // as both sides agree, so each lane takes 8 in a row. Rows 8 apart are swizzled alike.
       const int chunk = pair * 4 + lane % 4;
       const __half* query = tiles.queries + swizzled(row, chunk, a.rank);
-      const uint4 top = *reinterpret_cast<const uint4*>(query);
-      const uint4 bottom = *reinterpret_cast<const uint4*>(query + step);
-      const std::uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
-      const std::uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
       const __half* key = tiles.keys + swizzled(first_key + lane / 4, chunk, a.rank);
+      uint4 q[2 * kQueryTiles];
+#pragma unroll
+      for (int i = 0; i < 2 * kQueryTiles; ++i) {
+        q[i] = *reinterpret_cast<const uint4*>(query + i * step);
+      }
 #pragma unroll
       for (int tile = 0; tile < kKeyTiles; ++tile) {
-        if (tile % 2 == 0 && first_key + tile * 8 >= t.keys) break;
-        const uint4 b = *reinterpret_cast<const uint4*>(key);
-        key += step;
-        mma_16x8x16<__half>(s[tile], low, b.x, b.y);
-        mma_16x8x16<__half>(s[tile], high, b.z, b.w);
+        if (tile == kKeyTiles / 2 && first_key + tile * 8 >= t.keys) break;
+        const uint4 b = *reinterpret_cast<const uint4*>(key + tile * step);
+#pragma unroll
+        for (int i = 0; i < kQueryTiles; ++i) {
+          const uint4 top = q[2 * i];
+          const uint4 bottom = q[2 * i + 1];
+          const std::uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
+          const std::uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
+          mma_16x8x16<__half>(s[i][tile], low, b.x, b.y);
+          mma_16x8x16<__half>(s[i][tile], high, b.z, b.w);
+        }
       }
     }
   }
-  const int limit = t.keys - first_key - lane % 4 * 2;
+  const int limit = t.keys - first_key;
+  if (limit < 8 * kKeyTiles) {  // what the rows past the task's keys give does not count
 #pragma unroll
-  for (int tile = 0; tile < kKeyTiles; ++tile) {
+    for (int tile = 0; tile < kKeyTiles; ++tile) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      s[tile][e] = tile * 8 + (e & 1) < limit ? s[tile][e] * a.logit_scale_log2 : -INFINITY;
+      for (int e = 0; e < 4; ++e) {
+        if (tile * 8 + lane % 4 * 2 + (e & 1) >= limit) {
+#pragma unroll
+          for (int i = 0; i < kQueryTiles; ++i) s[i][tile][e] = -INFINITY;
+        }
+      }
     }
   }
 }
@@ -388,39 +424,46 @@ __device__ inline void score_task(const Arguments& a, const Task& t, const Tiles
 struct Statistics {
   float largest[kKeyParts][kQueryRows];
   float sum[kKeyParts][kQueryRows];
+  float2 total[kQueryRows];  ///< over all tasks: largest, what exponentials are multiplied by
   float key[kQueryWarps][kTaskKeys];  ///< probability of a key, over a warp's queries
 };
 
-/// Turns a warp's logits into exp2(logit - m), m its largest of each query; m and the sums go to
-/// the statistics.
-__device__ inline void exponentiate(float (&s)[kKeyTiles][4], Statistics& statistics) {
+/// Query of a Products row: `half` of tile i.
+__device__ inline int query_of(int i, int half) {
+  return static_cast<int>(threadIdx.x) / 32 % kQueryWarps * (16 * kQueryTiles) + i * 16 + half * 8 +
+         static_cast<int>(threadIdx.x) % 32 / 4;
+}
+
+/// Turns a warp's products into exp2(logit - m), a logit being `scale` times a product and m the
+/// largest of each query; m and the sums go to the statistics.
+__device__ inline void exponentiate(float scale, Products& s, Statistics& statistics) {
   const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int part = warp / kQueryWarps;
+  const int part = static_cast<int>(threadIdx.x) / 32 / kQueryWarps;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int row = 0; row < 2 * kQueryTiles; ++row) {
+    auto& tiles = s[row / 2];
+    const int half = row % 2;
     float m = -INFINITY;
 #pragma unroll
     for (int tile = 0; tile < kKeyTiles; ++tile) {
-      m = fmaxf(m, fmaxf(s[tile][2 * half], s[tile][2 * half + 1]));
+      m = fmaxf(m, fmaxf(tiles[tile][2 * half], tiles[tile][2 * half + 1]));
     }
-    m = reduce_quad(m, [](float x, float y) { return fmaxf(x, y); });
+    m = scale * reduce_quad(m, [](float x, float y) { return fmaxf(x, y); });
     const float from = m == -INFINITY ? 0.0f : m;  // a warp without keys
     float sum = 0.0f;
 #pragma unroll
     for (int tile = 0; tile < kKeyTiles; ++tile) {
 #pragma unroll
       for (int e = 2 * half; e < 2 * half + 2; ++e) {
-        const float p = exp2_fast(s[tile][e] - from);
+        const float p = exp2_fast(fmaf(tiles[tile][e], scale, -from));
         sum += p;
-        s[tile][e] = fminf(p, 1.0f);  // of NaN 1, which a weight of 0 removes
+        tiles[tile][e] = fminf(p, 1.0f);  // of NaN 1, which a weight of 0 removes
       }
     }
     sum = reduce_quad(sum, [](float x, float y) { return x + y; });
-    const int query = warp % kQueryWarps * 16 + lane / 4 + 8 * half;
     if (lane % 4 == 0) {
-      statistics.largest[part][query] = m;
-      statistics.sum[part][query] = sum;
+      statistics.largest[part][query_of(row / 2, half)] = m;
+      statistics.sum[part][query_of(row / 2, half)] = sum;
     }
   }
 }
@@ -428,95 +471,95 @@ __device__ inline void exponentiate(float (&s)[kKeyTiles][4], Statistics& statis
 /// Tells the other tasks of the head the maximum and sum of each query over the task's keys.
 __device__ inline void publish_statistics(const Arguments& a, const Step& s, int task,
                                           const Statistics& statistics) {
-  if (threadIdx.x >= kQueryRows) return;
-  const float first = statistics.largest[0][threadIdx.x];
-  const float second = statistics.largest[1][threadIdx.x];
-  const float largest = fmaxf(first, second);
-  store_relaxed(
-      reinterpret_cast<float2*>(exchange_stats(a, s)) + task * kQueryRows + threadIdx.x,
-      make_float2(largest, statistics.sum[0][threadIdx.x] * exp2_fast(first - largest) +
-                               statistics.sum[1][threadIdx.x] * exp2_fast(second - largest)));
+  const int query = threadIdx.x;
+  if (query >= kQueryRows) return;
+  float largest = -INFINITY;
+#pragma unroll
+  for (int part = 0; part < kKeyParts; ++part) {
+    largest = fmaxf(largest, statistics.largest[part][query]);
+  }
+  float sum = 0.0f;
+#pragma unroll
+  for (int part = 0; part < kKeyParts; ++part) {
+    sum += statistics.sum[part][query] * exp2_fast(statistics.largest[part][query] - largest);
+  }
+  store_relaxed(reinterpret_cast<float2*>(exchange_stats(a, s)) + task * kQueryRows + query,
+                make_float2(largest, sum));
 }
 
-/// Adds the task's probabilities, summed over its queries, to the fixed-point sums of its blocks.
-/// Calls afterwards() when the statistics are there: copies that are under way before would be
-/// ahead of them.
-template <class Afterwards>
-__device__ inline void add_probabilities(const Arguments& a, const Step& s, const Task& t, int task,
-                                         const float (&p)[kKeyTiles][4], Statistics& statistics,
-                                         Afterwards&& afterwards) {
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  // Largest logit and sum of a query over all tasks of the head. Each warp finds those of its own
-  // 16 queries, by two lanes each.
-  const auto join = [](float2 x, float2 y) {
-    const float largest = fmaxf(x.x, y.x);
-    if (largest == -INFINITY) return make_float2(largest, x.y + y.y);
-    return make_float2(largest, x.y * exp2_fast(x.x - largest) + y.y * exp2_fast(y.x - largest));
-  };
-  const int query = warp % kQueryWarps * 16 + lane % 16;
+/// Finds the totals of the task's queries over all tasks of the head, whose statistics it waits
+/// for. A query that the window does not have, or whose logits are not finite, which is a fault, is
+/// multiplied by 0. A barrier has to follow.
+__device__ inline void find_totals(const Arguments& a, const Step& s, const Task& t, int task,
+                                   Statistics& statistics) {
+  constexpr int kLanes = kThreads / kQueryRows;  // for each query
+  constexpr int kBatch = 4;
+  const int query = static_cast<int>(threadIdx.x) / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int row = t.row_begin + query;
   const bool counts =
       row < a.group * a.window && row - quotient(row, a.window) * a.window < s.queries;
-  float2 all = make_float2(-INFINITY, 0.0f);
   const auto* parts = reinterpret_cast<const float2*>(exchange_stats(a, s)) +
                       quotient(task, s.chunks) * s.chunks * kQueryRows + query;
+  float2 all = make_float2(-INFINITY, 0.0f);
 #pragma unroll 1
-  for (int chunk = lane / 16; counts && chunk < s.chunks;) {
-    constexpr int kBatch = 8;
+  for (int chunk = lane; counts && chunk < s.chunks; chunk += kLanes * kBatch) {
     float2 part[kBatch];
     bool missing;
     do {
       missing = false;
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
+        const int from = chunk + k * kLanes;
         part[k] = make_float2(-INFINITY, 0.0f);
-        if (chunk + k * 2 < s.chunks) part[k] = load_relaxed(parts + (chunk + k * 2) * kQueryRows);
+        if (from < s.chunks) part[k] = load_relaxed(parts + from * kQueryRows);
         missing |= is_empty(part[k].x) || is_empty(part[k].y);
       }
     } while (missing);
+    float largest = all.x;
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) all = join(all, part[k]);
-    chunk += 2 * kBatch;
+    for (int k = 0; k < kBatch; ++k) largest = fmaxf(largest, part[k].x);
+    all.y *= exp2_fast(all.x - largest);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) all.y += part[k].y * exp2_fast(part[k].x - largest);
+    all.x = largest;
   }
   __syncwarp();
-  afterwards();
-  all = join(all, make_float2(__shfl_xor_sync(0xffffffffu, all.x, 16),
-                              __shfl_xor_sync(0xffffffffu, all.y, 16)));
-  float mine = 0.0f;
-  if (all.y >= 0.5f && all.y < INFINITY) {  // 1 or more, but for the rounding
-    mine = __fdividef(exp2_fast(statistics.largest[warp / kQueryWarps][query] - all.x), all.y);
-    if (!(mine > 0.0f)) mine = 0.0f;
-  } else if (counts) {
-    a.faults[s.sequence] = 1;
-  }
-  const float weight[2] = {__shfl_sync(0xffffffffu, mine, lane / 4),
-                           __shfl_sync(0xffffffffu, mine, lane / 4 + 8)};
-  // Over the queries of the 8 lanes with the same keys; each ends with two keys.
-  float v[2 * kKeyTiles];
-#pragma unroll
-  for (int i = 0; i < 2 * kKeyTiles; ++i) {
-    v[i] = p[i / 2][i % 2] * weight[0] + p[i / 2][i % 2 + 2] * weight[1];
-  }
+  static_assert(kLanes == 4);
+  const float largest = reduce_quad(all.x, [](float x, float y) { return fmaxf(x, y); });
+  const float sum =
+      reduce_quad(all.y * exp2_fast(all.x - largest), [](float x, float y) { return x + y; });
+  if (lane != 0) return;
+  const bool good = sum >= 0.5f && sum < INFINITY;  // 1 or more, but for the rounding
+  if (counts && !good) a.faults[s.sequence] = 1;
+  statistics.total[query] =
+      good ? make_float2(largest, __fdividef(1.0f, sum)) : make_float2(0.0f, 0.0f);
+}
+
+/// Adds a warp's probabilities v, each summed over the lane's queries, to the fixed-point sums of
+/// the task's blocks: v[2 i], v[2 i + 1] of keys 8 i + lane % 4 * 2 and the next of its part.
+__device__ inline void add_probabilities(const Arguments& a, const Step& s, const Task& t,
+                                         float (&v)[2 * kKeyTiles], Statistics& statistics) {
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  // Over the queries of the 8 lanes with the same keys; each ends with one key.
+  static_assert(2 * kKeyTiles == 8);
+  int mine = 0;
 #pragma unroll
   for (int step = 0; step < 3; ++step) {
     const int mask = 16 >> step;
     const int half = kKeyTiles >> step;
     const bool upper = (lane & mask) != 0;
+    mine += upper ? half : 0;
 #pragma unroll
-    for (int i = 0; i < kKeyTiles; ++i) {
-      if (i < half) {
-        const float send = upper ? v[i] : v[i + half];
-        const float keep = upper ? v[i + half] : v[i];
-        v[i] = keep + __shfl_xor_sync(0xffffffffu, send, mask);
-      }
+    for (int i = 0; i < half; ++i) {
+      const float send = upper ? v[i] : v[i + half];
+      const float keep = upper ? v[i + half] : v[i];
+      v[i] = keep + __shfl_xor_sync(0xffffffffu, send, mask);
     }
   }
-  const int tile = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
-  *reinterpret_cast<float2*>(
-      &statistics
-           .key[warp % kQueryWarps][(warp / kQueryWarps * kKeyTiles + tile) * 8 + lane % 4 * 2]) =
-      make_float2(v[0], v[1]);
+  statistics.key[warp % kQueryWarps]
+                [(warp / kQueryWarps * kKeyTiles + mine / 2) * 8 + lane % 4 * 2 + mine % 2] = v[0];
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < t.keys) {
     float total = 0.0f;
@@ -537,7 +580,6 @@ struct Columns {
   int capacity;
 
   __device__ bool is_shared(int j) const { return j - begin < resident; }
-  __device__ int stride(int j) const { return is_shared(j) ? capacity + kColumnPad : capacity; }
   __device__ __half* column(int j) const {
     return is_shared(j) ? shared + (j - begin) * (capacity + kColumnPad)
                         : global + static_cast<std::int64_t>(j) * capacity;
@@ -545,6 +587,13 @@ struct Columns {
   __device__ void store(int j, int i, __half value) const {
     global[static_cast<std::int64_t>(j) * capacity + i] = value;
     if (is_shared(j)) shared[(j - begin) * (capacity + kColumnPad) + i] = value;
+  }
+  /// Rows i to i + 3, i a multiple of 4.
+  __device__ void store(int j, int i, uint2 four) const {
+    *reinterpret_cast<uint2*>(global + static_cast<std::int64_t>(j) * capacity + i) = four;
+    if (is_shared(j)) {
+      *reinterpret_cast<uint2*>(shared + (j - begin) * (capacity + kColumnPad) + i) = four;
+    }
   }
 };
 
@@ -560,6 +609,22 @@ struct Vectors {
     const __half rounded = __float2half_rn(value);
     high()[i] = rounded;
     high()[capacity + i] = __float2half_rn(value - __half2float(rounded));
+  }
+  /// The same of rows i to i + 3, i a multiple of 4; 0 from row `end` on.
+  __device__ void store_states(int i, int end, int capacity, const float (&value)[4]) const {
+    float v[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] = i + e < end ? value[e] : 0.0f;
+    const __half2 low = __floats2half2_rn(v[0], v[1]);
+    const __half2 top = __floats2half2_rn(v[2], v[3]);
+    __half2* to = reinterpret_cast<__half2*>(high() + i);
+    to[0] = low;
+    to[1] = top;
+    const float2 x = __half22float2(low);
+    const float2 y = __half22float2(top);
+    to += capacity / 2;
+    to[0] = __floats2half2_rn(v[0] - x.x, v[1] - x.y);
+    to[1] = __floats2half2_rn(v[2] - y.x, v[3] - y.y);
   }
 };
 
@@ -591,10 +656,21 @@ struct RowChange {
 
 /// Old and new value of an entry of row or column c.
 __device__ inline float blend(const Step& s, float old, float fresh) {
-  return s.grown ? fresh : (1.0f - s.alpha) * old + s.alpha * fresh;
+  return (1.0f - s.alpha) * old + s.alpha * fresh;  // `fresh` when the block is new: alpha is 1
 }
 
-/// `old` and `sum` as stored by the step before, `score` of block i; row c: `old` is its entry c.
+/// A row other than c, before it may shrink: `old` and `sum` as stored by the step before, `score`
+/// of its block.
+__device__ inline RowChange change_other_row(const Step& s, float old, float sum, float score) {
+  if (s.grown) old = 0.0f;
+  RowChange change;
+  change.entry = blend(s, old, score * sum);
+  change.added = change.entry - old;
+  change.sum = sum + change.added;
+  return change;
+}
+
+/// Any row; of row c `old` is its entry c.
 __device__ inline RowChange change_row(const Step& s, int i, float old, float sum, float score) {
   RowChange change;
   if (i == s.current) {
@@ -604,10 +680,7 @@ __device__ inline RowChange change_row(const Step& s, int i, float old, float su
     change.entry = kRowScale * twice;
     change.added = change.sum = kRowScale * (1.0f - once + twice);
   } else {
-    if (s.grown) old = 0.0f;
-    change.entry = blend(s, old, score * sum);
-    change.added = change.entry - old;
-    change.sum = sum + change.added;
+    change = change_other_row(s, old, sum, score);
   }
   change.shrunk = change.sum > kRowLimit;
   if (change.shrunk) {
@@ -630,15 +703,33 @@ struct Kept {
   }
 };
 
+/// The state that a step reads of a thread's own block, ahead of its use.
+struct Own {
+  float before;  ///< A[c, c]
+  float row;     ///< A[c, i]
+  float column;
+  float rounded;
+  double sum;
+};
+
+__device__ inline Own load_own(const Arguments& a, const Step& s, int i) {
+  const Kept kept(a, s);
+  return {__ldcg(a.row + kept.in + s.current), __ldcg(a.row + kept.in + i),
+          __ldcg(a.column + kept.in + i), __ldcg(a.row_sum_rounded + kept.in + i),
+          __ldcg(a.row_sum + kept.in + i)};
+}
+
 /// The new row of A from the fixed-point sums, row and column c where this thread block holds them,
 /// and the scale of each row. Everybody derives the scale of every row.
 __device__ void update_transition(const Arguments& a, const Step& s, const Columns& columns,
-                                  float unit, const Vectors& to) {
+                                  float unit, const Own& own, const Vectors& to) {
   const Kept kept(a, s);
   const unsigned long long* all = exchange_sums(a, s);
   const bool has_current = s.current >= s.column_begin && s.current < s.column_end;
+  const int mine = s.column_begin + static_cast<int>(threadIdx.x);
+  bool shrinks = false;
 #pragma unroll 1
-  for (int first = threadIdx.x * 4; first < s.blocks; first += 4 * kThreads) {
+  for (int first = static_cast<int>(threadIdx.x) * 4; first < s.blocks; first += 4 * kThreads) {
     float old[4];
     float sum[4];
     float score[4];
@@ -646,128 +737,185 @@ __device__ void update_transition(const Arguments& a, const Step& s, const Colum
         __ldcg(reinterpret_cast<const float4*>(a.row_sum_rounded + kept.in + first));
     *reinterpret_cast<float4*>(old) =
         __ldcg(reinterpret_cast<const float4*>(a.column + kept.in + first));
-    // Row c falls to the owners of the columns.
-    const bool owner = first + 3 >= s.column_begin && first < s.column_end;
-    float row[4] = {};
-    if (owner || first / 4 == s.current / 4) {
-      *reinterpret_cast<float4*>(row) =
-          __ldcg(reinterpret_cast<const float4*>(a.row + kept.in + first));
-    }
     *reinterpret_cast<float4*>(score) = gather_scores(a, s, all, first, unit);
-    *reinterpret_cast<float4*>(to.row + first) = *reinterpret_cast<const float4*>(score);
-    unsigned shrunk = 0;
     float entry[4];
+    float scale[4];
+    float state[4];
+    unsigned others = 0;  // row c, and rows that get too large
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int i = first + e;
-      const RowChange change = change_row(s, i, i == s.current ? row[e] : old[e], sum[e], score[e]);
-      shrunk |= (i < s.blocks && change.shrunk ? 1u : 0u) << e;
+      const RowChange change = change_other_row(s, old[e], sum[e], score[e]);
+      if (first + e == s.current || change.sum > kRowLimit) others |= 1u << e;
       entry[e] = change.entry;
-      const float scale = __fdividef(kStateScale, change.sum);
-      to.scale[i] = scale;
-      to.store_state(i, a.capacity, i < s.blocks ? score[e] * scale : 0.0f);
+      scale[e] = __fdividef(kStateScale, change.sum);
+      state[e] = score[e] * scale[e];
     }
+    *reinterpret_cast<float4*>(to.row + first) = *reinterpret_cast<const float4*>(score);
+    *reinterpret_cast<float4*>(to.scale + first) = *reinterpret_cast<const float4*>(scale);
+    to.store_states(first, s.blocks, a.capacity, state);
     if (has_current) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (first + e < s.blocks) columns.store(s.current, first + e, __float2half_rn(entry[e]));
-      }
+      columns.store(
+          s.current, first,
+          make_uint2(pack_pair<__half>(entry[0], entry[1]), pack_pair<__half>(entry[2], entry[3])));
     }
-    if (owner) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = first + e;
-        if (i >= s.column_begin && i < s.column_end && i != s.current) {
-          columns.store(i, s.current, __float2half_rn(kRowScale * blend(s, row[e], score[e])));
-        }
-      }
-    }
-    while (shrunk != 0) {
-      const int i = first + __ffs(static_cast<int>(shrunk)) - 1;
-      shrunk &= shrunk - 1;
 #pragma unroll 1
-      for (int j = s.column_begin; j < s.column_end; ++j) {
-        if (j != s.current) {
-          columns.store(j, i, __float2half_rn(__half2float(columns.column(j)[i]) * 0.25f));
-        }
-      }
+    for (; others != 0; others &= others - 1) {
+      const int i = first + __ffs(static_cast<int>(others)) - 1;
+      if (i >= s.blocks) break;
+      const bool current = i == s.current;
+      const RowChange change =
+          change_row(s, i, current ? own.before : __ldcg(a.column + kept.in + i),
+                     current ? 0.0f : __ldcg(a.row_sum_rounded + kept.in + i), to.row[i]);
+      to.scale[i] = __fdividef(kStateScale, change.sum);
+      to.store_state(i, a.capacity, to.row[i] * to.scale[i]);
+      if (has_current) columns.store(s.current, i, __float2half_rn(change.entry));
+      shrinks |= change.shrunk;
     }
   }
   // The walk multiplies 32 rows at a time.
   for (int i = (s.blocks + 3) / 4 * 4 + threadIdx.x; i < (s.blocks + 31) / 32 * 32; i += kThreads) {
     to.store_state(i, a.capacity, 0.0f);
+    if (has_current) columns.store(s.current, i, __half{});
+  }
+  copy_async_wait<0>();
+  const bool any_shrinks = __syncthreads_or(shrinks) != 0;
+  // What is new in the other columns: row c, and rows that shrink, which is rare.
+#pragma unroll 1
+  for (int i = mine; i < s.column_end; i += kThreads) {
+    const float old = i == mine ? own.row : __ldcg(a.row + kept.in + i);
+    if (i != s.current) {
+      columns.store(i, s.current, __float2half_rn(kRowScale * blend(s, old, to.row[i])));
+    }
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; any_shrinks && i < s.blocks; i += kThreads) {
+    if (i == s.current || !change_row(s, i, __ldcg(a.column + kept.in + i),
+                                      __ldcg(a.row_sum_rounded + kept.in + i), to.row[i])
+                               .shrunk) {
+      continue;
+    }
+#pragma unroll 1
+    for (int j = s.column_begin; j < s.column_end; ++j) {
+      if (j != s.current) {
+        columns.store(j, i, __float2half_rn(__half2float(columns.column(j)[i]) * 0.25f));
+      }
+    }
   }
   __syncthreads();
 }
 
 /// Stores what this thread block owns of the state of the next step, from the scores.
-__device__ void keep_transition(const Arguments& a, const Step& s, const float* scores) {
+__device__ void keep_transition(const Arguments& a, const Step& s, Own own, const float* scores) {
   const Kept kept(a, s);
-  const float before = __ldcg(a.row + kept.in + s.current);
-  const float once = blend(s, before, scores[s.current]);
+  const float once = blend(s, own.before, scores[s.current]);
   const float twice = blend(s, once, scores[s.current]);
 #pragma unroll 1
-  for (int i = s.column_begin + threadIdx.x; i < s.column_end; i += kThreads) {
+  for (int i = s.column_begin + threadIdx.x; i < s.column_end;) {
     const bool current = i == s.current;
-    const float old = current ? before : __ldcg(a.column + kept.in + i);
     const RowChange change =
-        change_row(s, i, old, __ldcg(a.row_sum_rounded + kept.in + i), scores[i]);
+        change_row(s, i, current ? own.before : own.column, own.rounded, scores[i]);
     double sum = change.added;
-    if (!current) sum += __ldcg(a.row_sum + kept.in + i);
+    if (!current) sum += own.sum;
     if (change.shrunk) sum *= 0.25;
     a.row_sum[kept.out + i] = sum;
     a.row_sum_rounded[kept.out + i] = static_cast<float>(sum);
     a.column[kept.out + i] = change.entry;
-    const float fresh = current ? twice : blend(s, __ldcg(a.row + kept.in + i), scores[i]);
+    const float fresh = current ? twice : blend(s, own.row, scores[i]);
     a.row[kept.out + i] = __fdividef(fresh, 1.0f - once + twice);
+    i += kThreads;
+    if (i < s.column_end) own = load_own(a, s, i);
   }
 }
 
 /// A warp multiplies the rows whose entries of x its own lanes have stored, four a lane.
 constexpr int kWarpRows = 128;
 
-/// sum over i of x[i] A[i, j] for `count` <= 16 neighbouring columns at `from`, in shared or global
-/// memory; thread k < count calls use(result of column k). Two calls that follow each other need a
-/// scratch each. The two parts of x are rows 0 and 1 of a matrix product.
-template <class Use>
-__device__ inline void multiply_columns(const __half* from, int count, int stride, int blocks,
-                                        const __half* x, int capacity,
-                                        float (&scratch)[kWarps][kColumns], Use&& use) {
+/// sum over i of x[i] A[i, j] for `count` columns, the first at `from`, 16 in a pass: use(column,
+/// sum) is called by one thread for each. The loads of a pass go ahead of the sums of the one
+/// before. `pass` counts passes, for the scratch. Backward, what was read last is read first, and
+/// is still in L2. The two parts of x are rows 0 and 1 of a matrix product.
+template <bool kShared, class Use>
+__device__ inline void multiply_columns(const __half* from, int stride, int count, int blocks,
+                                        const __half* x, int capacity, bool backward, int& pass,
+                                        float (&scratch)[2][kWarps][kColumns], Use&& use) {
+  constexpr int kSteps = kWarpRows / 32;
+  constexpr int kSpan = kWarps * kWarpRows;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  float sum[2][4] = {};
-#pragma unroll 2
-  for (int base = warp * kWarpRows; base < blocks;
-       base += base % kWarpRows < kWarpRows - 32 ? 32 : kWarps * kWarpRows - (kWarpRows - 32)) {
+  const int step = backward ? -kColumns : kColumns;
+  int left = (count + kColumns - 1) / kColumns;  // passes that have not begun to load
+  int next = backward ? (left - 1) * kColumns : 0;
+  int next_span = 0;
+  int first = 0;
+  int span = -1;  // nothing is loaded
+  uint4 b[kSteps][2];
+  float sum[2][2][4] = {};
+#pragma unroll 1
+  while (true) {
     // Which row is which k of the product does not matter as long as both sides agree.
-    const int at = base + lane % 4 * 8;
-    uint4 rows = make_uint4(0, 0, 0, 0);
-    if (lane < 8) rows = *reinterpret_cast<const uint4*>(x + lane / 4 * capacity + at);
-    const std::uint32_t low[4] = {rows.x, 0, rows.y, 0};
-    const std::uint32_t high[4] = {rows.z, 0, rows.w, 0};
+    const int mine = warp * kWarpRows + lane % 4 * 8;
+    if (span >= 0) {
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int column = tile * 8 + lane / 4;
-      uint4 b = make_uint4(0, 0, 0, 0);
-      if (column < count) b = *reinterpret_cast<const uint4*>(from + column * stride + at);
-      mma_16x8x16<__half>(sum[tile], low, b.x, b.y);
-      mma_16x8x16<__half>(sum[tile], high, b.z, b.w);
+      for (int k = 0; k < kSteps; ++k) {
+        if (span + warp * kWarpRows + k * 32 >= blocks) break;
+        uint4 rows = make_uint4(0, 0, 0, 0);
+        if (lane < 8) {
+          rows = *reinterpret_cast<const uint4*>(x + lane / 4 * capacity + span + mine + k * 32);
+        }
+        const std::uint32_t low[4] = {rows.x, 0, rows.y, 0};
+        const std::uint32_t high[4] = {rows.z, 0, rows.w, 0};
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          mma_16x8x16<__half>(sum[tile][0], low, b[k][tile].x, b[k][tile].y);
+          mma_16x8x16<__half>(sum[tile][1], high, b[k][tile].z, b[k][tile].w);
+        }
+      }
     }
-  }
+    if (left > 0) {
 #pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    const float first = sum[tile][0] + __shfl_xor_sync(0xffffffffu, sum[tile][0], 4);
-    const float second = sum[tile][1] + __shfl_xor_sync(0xffffffffu, sum[tile][1], 4);
-    if (lane < 4) {
-      *reinterpret_cast<float2*>(&scratch[warp][tile * 8 + lane * 2]) = make_float2(first, second);
+      for (int tile = 0; tile < 2; ++tile) {
+        // A column past the last is read as the last; what it gives is dropped.
+        const int column = min(next + tile * 8 + lane / 4, count - 1);
+        const __half* at = from + static_cast<std::int64_t>(column) * stride + next_span + mine;
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+          if (next_span + warp * kWarpRows + k * 32 >= blocks) break;
+          const auto* rows = reinterpret_cast<const uint4*>(at + k * 32);
+          b[k][tile] = kShared ? *rows : __ldcg(rows);
+        }
+      }
     }
-  }
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < count) {
-    float total = 0.0f;
+    if (span >= 0 && span + kSpan >= blocks) {
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += scratch[w][threadIdx.x];
-    use(total);
+      for (int tile = 0; tile < 2; ++tile) {
+        float2 total =
+            make_float2(sum[tile][0][0] + sum[tile][1][0], sum[tile][0][1] + sum[tile][1][1]);
+        total.x += __shfl_xor_sync(0xffffffffu, total.x, 4);
+        total.y += __shfl_xor_sync(0xffffffffu, total.y, 4);
+        if (lane < 4) {
+          *reinterpret_cast<float2*>(&scratch[pass & 1][warp][tile * 8 + lane * 2]) = total;
+        }
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum[tile][e / 4][e % 4] = 0.0f;
+      }
+      __syncthreads();
+      if (static_cast<int>(threadIdx.x) < min(kColumns, count - first)) {
+        float total = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) total += scratch[pass & 1][w][threadIdx.x];
+        use(first + static_cast<int>(threadIdx.x), total);
+      }
+      ++pass;
+    }
+    if (left == 0) break;
+    first = next;
+    span = next_span;
+    next_span += kSpan;
+    if (next_span >= blocks) {
+      next_span = 0;
+      next += step;
+      --left;
+    }
   }
 }
 
@@ -792,7 +940,9 @@ __device__ void select_blocks(const Arguments& a, const Step& s, const DecodePla
   }
 }
 
-template <class T, int kDim>
+/// kOnce: no thread block has more than one task. The exponentials then stay in registers between
+/// statistics and probabilities; otherwise they are made again.
+template <class T, int kDim, bool kOnce>
 // Registers: beside these warps, each quarter of a multiprocessor has room for one warp of the
 // attention kernel, which runs at the same time.
 __global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ Arguments a) {
@@ -805,10 +955,16 @@ __global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ 
   } scratch;
   wait_for_grid_before();
   let_next_grid_start();  // it takes longer to come to its loads than these do
+  const auto read_sketch = [&] {
+    return threadIdx.x / 32 < kTransforming ? load_sketch<kDim>(a.sketch) : SketchLane<kDim>{};
+  };
+  SketchLane<kDim> sketch{};
+  if constexpr (kOnce) sketch = read_sketch();  // ahead of all that is waited for
   const Step s = make_step(a);
   const std::int64_t base = static_cast<std::int64_t>(s.sequence) * a.capacity;
   Tiles tiles;
-  tiles.keys = reinterpret_cast<__half*>(shared_bytes);
+  __half* const stage = reinterpret_cast<__half*>(shared_bytes);
+  tiles.keys = stage;
   tiles.queries = reinterpret_cast<__half*>(shared_bytes + a.stage_bytes);
   tiles.scratch = scratch.transform;
   Columns columns;
@@ -824,6 +980,7 @@ __global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ 
     const int warp = threadIdx.x / 32;
 #pragma unroll 1
     for (int k = warp; a.walks && k < min(owned, a.resident); k += kWarps) {
+      if (s.column_begin + k == s.current) continue;  // is all new
       const __half* from =
           columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity;
       __half* to = columns.shared + k * (a.capacity + kColumnPad);
@@ -839,7 +996,7 @@ __global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ 
     constexpr int kLine = 64;  // f16
     const int lines = (s.blocks + kLine - 1) / kLine;
 #pragma unroll 1
-    for (int i = thread; a.walks && i < owned * lines; i += threads) {
+    for (int i = thread; a.walks && i < min(owned, a.early_columns) * lines; i += threads) {
       const int k = quotient(i, lines);
       prefetch_l2(columns.global + static_cast<std::int64_t>(s.column_begin + k) * a.capacity +
                   (i - k * lines) * kLine);
@@ -854,86 +1011,170 @@ __global__ void __maxnreg__(96) decode_selection_kernel(const __grid_constant__ 
     if (thread * 16 < owned) prefetch_l2(a.row_sum + kept.in + s.column_begin + thread * 16);
   };
   // Scores of the window against the blocks: first the statistics that the softmax over all blocks
-  // needs, then the probabilities. Where every thread block has one task at most, the exponentials
-  // stay in registers between the two; otherwise they are made again.
-  float p[kKeyTiles][4];
-  const bool once = s.tasks <= s.members;
-  bool fresh = true;
-#pragma unroll 1
-  for (int round = 0; round < (once ? 1 : 2); ++round) {
-#pragma unroll 1
-    for (int task = s.member; task < s.tasks; task += s.members) {
-      const Task t = make_task(a, s, task);
-      load_task<T, kDim>(a, s, t, tiles, [&](int thread, int threads) {
-        if (fresh) fetch_early(thread, threads);
-      });
+  // needs, then the probabilities.
+  Products p;
+  float v[2 * kKeyTiles] = {};
+  if constexpr (kOnce) {
+    const bool scores = s.member < s.tasks;
+    const Task t = make_task(a, s, s.member);
+    if (scores) {
+      load_task<T, kDim>(a, s, t, t.key_begin + t.keys, sketch, tiles, fetch_early);
       copy_async_wait<0>();
       __syncthreads();
       score_task(a, t, tiles, p);
-      exponentiate(p, scratch.statistics);
+      exponentiate(a.logit_scale_log2, p, scratch.statistics);
       __syncthreads();
-      if (round == 0) publish_statistics(a, s, task, scratch.statistics);
-      if (fresh) empty_exchange(a, s, threadIdx.x, kThreads);  // while the statistics come
-      fresh = false;
-      if (once || round == 1) {
-        add_probabilities(a, s, t, task, p, scratch.statistics, [&] {
-          if (once) start_columns();
-        });
-      }
-      if (!once) __syncthreads();  // the next task needs the scratch
+      publish_statistics(a, s, s.member, scratch.statistics);
     }
+    empty_exchange(a, s, threadIdx.x, kThreads);  // while the statistics come
+    if (scores) {
+      find_totals(a, s, t, s.member, scratch.statistics);
+      __syncthreads();
+#pragma unroll
+      for (int row = 0; row < 2 * kQueryTiles; ++row) {
+        const int query = query_of(row / 2, row % 2);
+        const int part = static_cast<int>(threadIdx.x) / 32 / kQueryWarps;
+        const float2 total = scratch.statistics.total[query];
+        const float from = scratch.statistics.largest[part][query];
+        const float weight = total.y == 0.0f ? 0.0f : total.y * exp2_fast(from - total.x);
+#pragma unroll
+        for (int i = 0; i < 2 * kKeyTiles; ++i) {
+          v[i] += p[row / 2][i / 2][row % 2 * 2 + i % 2] * weight;
+        }
+      }
+      add_probabilities(a, s, t, v, scratch.statistics);
+    }
+  } else {
+    // Tasks that follow each other, most of them of one head, whose queries stay. The keys of the
+    // next come meanwhile.
+    const int each = quotient(s.tasks + s.members - 1, s.members);
+    const int begin = min(s.member * each, s.tasks);
+    const int count = min(each, s.tasks - begin);
+    bool fresh = true;
+    bool fetched = false;
+    int loaded = -1;     // first task of the head whose queries are in shared memory
+    int totals_of = -1;  // of the head that the totals are of
+#pragma unroll 1
+    for (int it = 0; it < 2 * count; ++it) {
+      const int task = begin + (it < count ? it : it - count);
+      const Task t = make_task(a, s, task);
+      const int head = task - quotient(t.key_begin, s.task_keys);
+      if (!fetched) {
+        if (head != loaded) {
+          load_task<T, kDim>(a, s, t, t.key_begin + (begin + count - task) * s.task_keys,
+                             read_sketch(), tiles, [&](int thread, int threads) {
+                               if (fresh) fetch_early(thread, threads);
+                             });
+          loaded = head;
+          fresh = false;
+        } else {
+          start_rows(a, first_key(a, s, t), tiles.keys, 0, t.keys, -1, threadIdx.x, kThreads);
+          copy_async_commit();
+        }
+      }
+      copy_async_wait<0>();
+      __syncthreads();
+      const int next = task + 1 < begin + count ? task + 1 : begin;
+      const Task u = make_task(a, s, next);
+      fetched = a.key_buffers > 1 && it + 1 < 2 * count &&
+                next - quotient(u.key_begin, s.task_keys) == loaded;
+      __half* other = tiles.keys == stage ? stage + s.task_keys * a.rank : stage;
+      if (fetched) {
+        start_rows(a, first_key(a, s, u), other, 0, u.keys, -1, threadIdx.x, kThreads);
+        copy_async_commit();
+      }
+      score_task(a, t, tiles, p);
+      if (it < count) {
+        exponentiate(a.logit_scale_log2, p, scratch.statistics);
+        __syncthreads();
+        publish_statistics(a, s, task, scratch.statistics);
+      } else {
+        if (head != totals_of) {
+          find_totals(a, s, t, task, scratch.statistics);
+          __syncthreads();
+          totals_of = head;
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * kKeyTiles; ++i) v[i] = 0.0f;
+#pragma unroll
+        for (int row = 0; row < 2 * kQueryTiles; ++row) {
+          const float2 total = scratch.statistics.total[query_of(row / 2, row % 2)];
+#pragma unroll
+          for (int i = 0; i < 2 * kKeyTiles; ++i) {
+            const float logit =
+                fmaf(p[row / 2][i / 2][row % 2 * 2 + i % 2], a.logit_scale_log2, -total.x);
+            v[i] += fminf(exp2_fast(logit), 1.0f) * total.y;  // of NaN 1, times 0
+          }
+        }
+        add_probabilities(a, s, t, v, scratch.statistics);
+      }
+      if (it == 0) empty_exchange(a, s, threadIdx.x, kThreads);
+      if (fetched) {
+        tiles.keys = other;
+      } else {
+        __syncthreads();  // the next task's copies need its room, and its transforms the scratch
+      }
+    }
+    if (count == 0) empty_exchange(a, s, threadIdx.x, kThreads);
+    __syncthreads();  // before columns take the room of keys
   }
-  if (!once || fresh) start_columns();
+  // Copies that are under way before would be ahead of what others wait for.
+  start_columns();
 
   Vectors vectors;
   vectors.row = reinterpret_cast<float*>(shared_bytes + a.stage_bytes);
   vectors.scale = vectors.row + a.capacity;
   vectors.x = vectors.scale + a.capacity;
   const float unit = static_cast<float>(1.0 / (a.fixed_point * a.num_heads * s.queries));
-  copy_async_wait<0>();
-  __syncthreads();
   const DecodePlan plan = decode_plan(a.budget, s.tokens, a.cache.block);
   const int free_end = s.blocks - plan.window;
   // The scores in place of the scales, and where they compete in place of the state.
   const auto keep_scores = [&](int first, float4 four) {
-    const float y[4] = {four.x, four.y, four.z, four.w};
+    float y[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int i = first + e;
-      vectors.scale[i] = y[e];
-      vectors.x[i] = i >= plan.sink && i < free_end && i != plan.boundary ? y[e] : -INFINITY;
+      if (i < plan.sink || i >= free_end || i == plan.boundary) y[e] = -INFINITY;
     }
+    *reinterpret_cast<float4*>(vectors.scale + first) = four;
+    *reinterpret_cast<float4*>(vectors.x + first) = make_float4(y[0], y[1], y[2], y[3]);
   };
   if (a.walks) {
-    update_transition(a, s, columns, unit, vectors);
+    const int block = s.column_begin + static_cast<int>(threadIdx.x);
+    const Own own = load_own(a, s, min(block, s.current));
+    update_transition(a, s, columns, unit, own, vectors);
     int pass = 0;
 #pragma unroll 1
     for (int step = 0; step < a.degree; ++step) {
       const bool last = step + 1 == a.degree;
       float* state = exchange_state(a, s, step);
-#pragma unroll 1
-      for (int first = s.column_begin; first < s.column_end; first += kColumns, ++pass) {
-        multiply_columns(
-            columns.column(first), min(kColumns, s.column_end - first), columns.stride(first),
-            s.blocks, vectors.high(), a.capacity, scratch.walk[pass & 1], [&](float y) {
-              const int j = first + static_cast<int>(threadIdx.x);
-              const float score = (1.0f - a.damping) * vectors.row[j] + a.damping / kStateScale * y;
-              store_relaxed(state + j, score);
-              if (last) a.scores[base + j] = score;
-            });
+      const auto keep = [&](int j, float y) {
+        const float score = (1.0f - a.damping) * vectors.row[j] + a.damping / kStateScale * y;
+        store_relaxed(state + j, score);
+        if (last) a.scores[base + j] = score;
+      };
+      const int resident = min(owned, a.resident);
+      if (resident > 0) {
+        multiply_columns<true>(columns.shared, a.capacity + kColumnPad, resident, s.blocks,
+                               vectors.high(), a.capacity, false, pass, scratch.walk,
+                               [&](int k, float y) { keep(s.column_begin + k, y); });
       }
-      if (step == 0) keep_transition(a, s, vectors.row);  // while the others' results come
+      if (resident < owned) {
+        const int begin = s.column_begin + resident;
+        multiply_columns<false>(columns.column(begin), a.capacity, owned - resident, s.blocks,
+                                vectors.high(), a.capacity, step % 2 != 0, pass, scratch.walk,
+                                [&](int k, float y) { keep(begin + k, y); });
+      }
+      if (step == 0) keep_transition(a, s, own, vectors.row);  // while the others' results come
       // What the product has read of x is free behind its barrier.
       gather(state, s.blocks, [&](int first, float4 four) {
         if (last) {
           keep_scores(first, four);
         } else {
-          const float y[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int i = first + e;
-            vectors.store_state(i, a.capacity, i < s.blocks ? y[e] * vectors.scale[i] : 0.0f);
-          }
+          const float4 scale = *reinterpret_cast<const float4*>(vectors.scale + first);
+          const float y[4] = {four.x * scale.x, four.y * scale.y, four.z * scale.z,
+                              four.w * scale.w};
+          vectors.store_states(first, s.blocks, a.capacity, y);
         }
       });
       __syncwarp();
@@ -1002,7 +1243,7 @@ __global__ void load_keys_kernel(const __grid_constant__ Arguments a, const floa
   }
   transform<kDim>(a.sketch, x, buffers[warp]);
   for (int i = lane; i < a.rank; i += 32) {
-    a.keys[(static_cast<std::int64_t>(head) * a.capacity + j) * a.rank + i] =
+    a.keys[static_cast<std::int64_t>(head) * a.capacity * a.rank + swizzled_element(j, i, a.rank)] =
         __float2half_rn(i < kDim ? buffers[warp][i] : 0.0f);
   }
 }
@@ -1027,7 +1268,9 @@ __global__ void load_window_kernel(const __grid_constant__ Arguments a, const fl
   }
   transform<kDim>(a.sketch, x, buffers[warp]);
   for (int k = lane; k < a.rank; k += 32) {
-    a.queries[(static_cast<std::int64_t>(head) * a.window + slot) * a.rank + k] =
+    const int within = head % a.group;  // of the heads of its KV head
+    a.queries[static_cast<std::int64_t>(head - within) * a.window * a.rank +
+              swizzled_element(within * a.window + slot, k, a.rank)] =
         __float2half_rn(k < kDim ? buffers[warp][k] : 0.0f);
   }
 }
@@ -1065,6 +1308,11 @@ __global__ void load_transition_kernel(const __grid_constant__ Arguments a, cons
   }
 }
 
+template <class F>
+void visit_bool(bool value, F&& f) {
+  value ? f.template operator()<true>() : f.template operator()<false>();
+}
+
 int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 }  // namespace
@@ -1090,6 +1338,8 @@ struct DecodeSelector::Launch {
     a.blocks_per_sequence = s.blocks_per_sequence_;
     a.resident = s.resident_;
     a.stage_bytes = s.stage_bytes_;
+    a.key_buffers = s.key_buffers_;
+    a.early_columns = s.early_columns_;
     a.row_groups = s.row_groups_;
     a.addends = s.addends_;
     a.task_share = s.task_share_;
@@ -1158,23 +1408,28 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
         "contexts of " + std::to_string(shape.capacity) + " blocks: the row and its scales are " +
         "held in shared memory, of which a thread block has " + std::to_string(limit) + " bytes");
   }
-  // The keys' room is that of this thread block's columns of A later, where those fit.
-  stage_bytes_ = 2 * max_keys_ * rank_;
-  const int one_column = 2 * (shape_.capacity + kColumnPad);
-  const int column_bytes = columns * one_column;
-  if (column_bytes <= std::min(96 * 1024, limit - vector_bytes)) {
-    stage_bytes_ = std::max(stage_bytes_, column_bytes);
-  }
-  resident_ = stage_bytes_ / one_column;
-  if (resident_ < columns) resident_ = resident_ / kColumns * kColumns;  // whole passes of the walk
-  shared_bytes_ = stage_bytes_ + vector_bytes;
-  // A sum is of probabilities, at most one a query, and counts its addends in the bits above.
   row_groups_ = (group * shape.query_window + kQueryRows - 1) / kQueryRows;
   addends_ = cache.kv_heads * row_groups_;
   task_share_ = std::max(1, blocks_per_sequence_ / addends_);
   // Tasks have 16 keys or more, and the most where they come to fewer.
   const int most = std::max(task_share_, (shape_.capacity + max_keys_ - 1) / max_keys_);
   max_tasks_ = addends_ * most;
+  once_ = max_tasks_ <= blocks_per_sequence_;
+  // The keys' room is that of this thread block's columns of A later, where those fit.
+  const int key_bytes = 2 * max_keys_ * rank_;
+  key_buffers_ = !once_ && 2 * key_bytes <= limit - vector_bytes ? 2 : 1;
+  stage_bytes_ = key_buffers_ * key_bytes;
+  const int one_column = 2 * (shape_.capacity + kColumnPad);
+  // All of them, or whole passes of the walk, in what leaves room for the attention beside it.
+  const int room = std::max(stage_bytes_, std::min(96 * 1024, limit - vector_bytes));
+  resident_ = std::min(columns, room / one_column);
+  if (resident_ < columns) resident_ = resident_ / kColumns * kColumns;
+  stage_bytes_ = std::max(stage_bytes_, resident_ * one_column);
+  shared_bytes_ = stage_bytes_ + vector_bytes;
+  const std::int64_t one_each = std::int64_t{2} * shape_.capacity * blocks_per_sequence_ * batch_;
+  early_columns_ = static_cast<int>(
+      std::min<std::int64_t>(columns, device_attribute(cudaDevAttrL2CacheSize) / 2 / one_each));
+  // A sum is of probabilities, at most one a query, and counts its addends in the bits above.
   const auto bits = [](int x) {
     return static_cast<int>(std::bit_width(static_cast<unsigned>(x)));
   };
@@ -1218,7 +1473,9 @@ DecodeSelector::DecodeSelector(const KvCache& cache, const DecodeSelectorShape& 
   faults_ = zeros<std::int32_t>(batch);
   visit_element(cache.element, [&]<class T>() {
     visit_dim(d, [&]<int kDim>() {
-      allow_shared_memory(decode_selection_kernel<T, kDim>, shared_bytes_);
+      visit_bool(once_, [&]<bool kOnce>() {
+        allow_shared_memory(decode_selection_kernel<T, kDim, kOnce>, shared_bytes_);
+      });
     });
   });
 }
@@ -1254,8 +1511,10 @@ void DecodeSelector::run(const KvCache& cache, const void* q, cudaStream_t strea
   const dim3 grid(static_cast<unsigned>(blocks_per_sequence_), static_cast<unsigned>(batch_));
   visit_element(cache.element, [&]<class T>() {
     visit_dim(cache.head_dim, [&]<int kDim>() {
-      launch_early(decode_selection_kernel<T, kDim>, grid, kThreads, shared_bytes_, stream,
-                   starts_early_, a);
+      visit_bool(once_, [&]<bool kOnce>() {
+        launch_early(decode_selection_kernel<T, kDim, kOnce>, grid, kThreads, shared_bytes_, stream,
+                     starts_early_, a);
+      });
     });
   });
 }

@@ -22,12 +22,13 @@
 ///
 /// How A stays cheap to walk on: it is stored transposed in f16, each thread block owns some
 /// columns, holds them in shared memory and multiplies from there in every step of the walk, so A
-/// is read once. The rounding (2^-11 of an entry at most, not accumulated: the row and column that
-/// change are kept in f32) moves a score by less than damping * 2^-11 of itself; walk states enter
-/// the products as two f16. Queries of the window and block means are f16 after the transform, the
-/// means counted from the mean of all blocks at the load: a softmax does not see what all keys have
-/// in common, and what is left is rounded finely. Sums over heads are integers, whose order does
-/// not matter, so the same inputs give the same bits.
+/// is read once; of long contexts of many sequences only some columns have room, and the others are
+/// read in every step. The rounding (2^-11 of an entry at most, not accumulated: the row and column
+/// that change are kept in f32) moves a score by less than damping * 2^-11 of itself; walk states
+/// enter the products as two f16. Queries of the window and block means are f16 after the
+/// transform, the means counted from the mean of all blocks at the load: a softmax does not see
+/// what all keys have in common, and what is left is rounded finely. Sums over heads are integers,
+/// whose order does not matter, so the same inputs give the same bits.
 namespace sw::cuda {
 
 struct DecodeSelectorShape {
@@ -98,9 +99,12 @@ class DecodeSelector {
   int resident_ = 0;  ///< columns of A held in shared memory
   int shared_bytes_ = 0;
   int stage_bytes_ = 0;
+  int key_buffers_ = 1;    ///< tasks of a thread block whose keys have room at once
+  int early_columns_ = 0;  ///< of A, of a thread block, that come to L2 at the start
   int row_groups_ = 0;
   int addends_ = 0;  ///< of a block's sum
   int task_share_ = 0;
+  bool once_ = false;  ///< no thread block has more than one task
   int count_shift_ = 0;
   double fixed_point_ = 0.0;
 

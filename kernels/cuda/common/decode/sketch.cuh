@@ -7,8 +7,8 @@
 /// The sketch of one vector by one warp.
 namespace sw::cuda {
 
-/// Orthonormal, so that no entry exceeds the norm of x; sketch_scale_log2() makes y.y a logit in units of
-/// log2.
+/// Orthonormal, so that no entry exceeds the norm of x; sketch_scale_log2() makes y.y a logit in
+/// units of log2.
 struct DeviceSketch {
   const float* signs = nullptr;               ///< [head_dim]
   const std::int32_t* permutation = nullptr;  ///< [head_dim]
@@ -26,22 +26,36 @@ inline float sketch_scale_log2(const Sketch& sketch, const SketchParams& params,
                             params.temperature);
 }
 
+/// A lane's part of the sketch: of elements lane + 32 e the sign, and where those of the result
+/// come from, -1 past r. Read ahead, it is one wait for memory less in a transform.
+template <int kDim>
+struct SketchLane {
+  float sign[kDim / 32];
+  int from[kDim / 32];
+};
+
+template <int kDim>
+__device__ inline SketchLane<kDim> load_sketch(const DeviceSketch& sketch) {
+  SketchLane<kDim> mine;
+#pragma unroll
+  for (int e = 0; e < kDim / 32; ++e) {
+    const int j = e * 32 + static_cast<int>(threadIdx.x % 32);
+    mine.sign[e] = sketch.signs[j];
+    mine.from[e] = sketch.exact ? j : sketch.permutation[j];
+    if (j >= sketch.dim_used) mine.from[e] = -1;
+  }
+  return mine;
+}
+
 /// Lane holds elements lane + 32 e of x; the result is left in `buffer` [kDim], zeros past r.
 template <int kDim>
-__device__ inline void transform(const DeviceSketch& sketch, float (&x)[kDim / 32], float* buffer) {
+__device__ inline void transform(bool exact, const SketchLane<kDim>& sketch, float (&x)[kDim / 32],
+                                 float* buffer) {
   constexpr int kEach = kDim / 32;
   const int lane = threadIdx.x % 32;
-  int from[kEach];  // -1: past the sketch dimension
+  if (!exact) {
 #pragma unroll
-  for (int e = 0; e < kEach; ++e) {
-    const int j = e * 32 + lane;
-    from[e] = j >= sketch.dim_used ? -1 : sketch.exact ? j : sketch.permutation[j];
-  }
-  if (!sketch.exact) {
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      x[e] *= sketch.signs[e * 32 + lane] * rsqrtf(static_cast<float>(kDim));
-    }
+    for (int e = 0; e < kEach; ++e) x[e] *= sketch.sign[e] * rsqrtf(static_cast<float>(kDim));
 #pragma unroll
     for (int mask = 1; mask < 32; mask *= 2) {
 #pragma unroll
@@ -68,12 +82,16 @@ __device__ inline void transform(const DeviceSketch& sketch, float (&x)[kDim / 3
   __syncwarp();
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
-    x[e] = from[e] >= 0 ? buffer[from[e]] : 0.0f;
+    x[e] = sketch.from[e] >= 0 ? buffer[sketch.from[e]] : 0.0f;
   }
   __syncwarp();
 #pragma unroll
   for (int e = 0; e < kEach; ++e) buffer[e * 32 + lane] = x[e];
   __syncwarp();
+}
+template <int kDim>
+__device__ inline void transform(const DeviceSketch& sketch, float (&x)[kDim / 32], float* buffer) {
+  transform<kDim>(sketch.exact, load_sketch<kDim>(sketch), x, buffer);
 }
 
 }  // namespace sw::cuda
