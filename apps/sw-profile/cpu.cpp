@@ -56,7 +56,9 @@ class CpuProfile {
         seed_(common.seed),
         report_(report),
         backend_(make_backend(common.backend, common.cpu_isa)),
-        policy_(make_policy(options.method, common.seed)) {}
+        policy_(make_policy(options.method, common.seed)) {
+    output_.out_only = true;
+  }
 
   const Backend& backend() const { return *backend_; }
 

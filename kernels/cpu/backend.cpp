@@ -144,6 +144,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
     rows.begin(item.head_end - item.head_begin, count, problem.head_dim(), problem.scale());
     rows.set_token_parts(selection.token_window(), selection.token_sink());
     if (mass != nullptr) rows.want_masses();
+    if (mass == nullptr && output.out_only) rows.want_output_only();
     const std::int64_t first = begin - problem.query_begin();
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
       rows.set_queries(h - item.head_begin, problem.q, h, first, begin);
@@ -161,7 +162,7 @@ void CpuBackend::run(const AttentionProblem& problem, const BlockSelection& sele
     rows.end();
     for (std::int64_t h = item.head_begin; h < item.head_end; ++h) {
       rows.finish(h - item.head_begin, output.out.row<float>(h, first),
-                  output.lse.data() + h * queries + first);
+                  output.out_only ? nullptr : output.lse.data() + h * queries + first);
       if (mass == nullptr) continue;
       std::vector<double> sum(static_cast<std::size_t>(mass->cols), 0.0);
       rows.add_masses(h - item.head_begin, 0, count, sum);

@@ -17,7 +17,7 @@ void RowAttention::begin(std::int64_t heads, std::int64_t queries, std::int64_t 
   queries_ = queries;
   dim_ = dim;
   token_window_ = token_sink_ = 0;
-  masses_ = false;
+  masses_ = output_only_ = false;
   scale_ = static_cast<float>(scale * std::numbers::log2e);
   position_.assign(static_cast<std::size_t>(all_rows()), -1);
   tile_block_.clear();
@@ -59,6 +59,7 @@ std::size_t RowAttention::add_tile(std::int64_t block) {
 void RowAttention::finish(std::int64_t head, float* out, double* lse) const {
   const std::int64_t row = row_of(head, 0);
   unpack(row, static_cast<std::int32_t>(queries_), out);
+  if (lse == nullptr) return;
   for (std::int64_t i = 0; i < queries_; ++i) {
     const float sum = sum_[static_cast<std::size_t>(row + i)];
     const float base = base_[static_cast<std::size_t>(row + i)];
@@ -227,21 +228,26 @@ void LaneAttention::unpack(std::int64_t row, std::int32_t count, float* out) con
 class PanelHeads {
  public:
   using Pack = void (*)(const TokenRows& rows, void* to);
+  using Largest = std::uint16_t (*)(const TokenRows& rows);
 
-  /// `x` may have no heads.
-  PanelHeads(const HeadsView& x, Pack pack)
+  /// `x` may have no heads; `largest` may be null.
+  PanelHeads(const HeadsView& x, Pack pack, Largest largest)
       : panels_((x.tokens + kPanelKeys - 1) / kPanelKeys), panel_bytes_(bytes_of_panel(x.dim)) {
     const std::int64_t count = x.heads * panels_;
     constexpr std::int64_t kAtOnce = 16;
     take_memory(static_cast<std::size_t>(count) * panel_bytes_);
-    parallel_for((count + kAtOnce - 1) / kAtOnce, [&](std::int64_t index, int) {
+    std::vector<std::uint16_t> most(static_cast<std::size_t>((count + kAtOnce - 1) / kAtOnce));
+    parallel_for(std::ssize(most), [&](std::int64_t index, int) {
       for (std::int64_t i = index * kAtOnce; i < std::min(count, (index + 1) * kAtOnce); ++i) {
         const std::int64_t begin = i % panels_ * kPanelKeys;
         const std::int64_t keys = std::min<std::int64_t>(kPanelKeys, x.tokens - begin);
-        pack(rows_of(x, i / panels_, begin, keys),
-             memory_.data() + static_cast<std::size_t>(i) * panel_bytes_);
+        const TokenRows rows = rows_of(x, i / panels_, begin, keys);
+        pack(rows, memory_.data() + static_cast<std::size_t>(i) * panel_bytes_);
+        auto& here = most[static_cast<std::size_t>(index)];
+        if (largest != nullptr) here = std::max(here, largest(rows));
       }
     });
+    if (!most.empty()) largest_ = to_float(Bf16{*std::max_element(most.begin(), most.end())});
   }
   ~PanelHeads() {
     if (memory_.bytes() > 0 && memory_.bytes() <= kMostKeptBytes && kept().size() < 2) {
@@ -255,6 +261,8 @@ class PanelHeads {
     const std::int64_t padded = (dim + kStripDimStep - 1) / kStripDimStep * kStripDimStep;
     return static_cast<std::size_t>(kPanelKeys * padded) * sizeof(Bf16);
   }
+  /// The largest magnitude of an element; 0 if it was not asked for.
+  float largest() const { return largest_; }
   const std::byte* panel(std::int64_t head, std::int64_t panel) const {
     return memory_.data() + static_cast<std::size_t>(head * panels_ + panel) * panel_bytes_;
   }
@@ -282,12 +290,13 @@ class PanelHeads {
 
   std::int64_t panels_;
   std::size_t panel_bytes_;
+  float largest_ = 0.0f;
   HeadsTensor memory_;
 };
 
 struct PanelKeys {
   PanelKeys(const StripKernel& kernel, const HeadsView& keys, const HeadsView& values)
-      : k(keys, kernel.pack_keys), v(values, kernel.pack_values) {}
+      : k(keys, kernel.pack_keys, kernel.largest), v(values, kernel.pack_values, nullptr) {}
 
   PanelHeads k, v;
 };
@@ -311,9 +320,16 @@ class StripAttention final : public RowAttention {
   void reset() override;
   void pack_queries(const TokenRows& rows, std::int64_t row) override {
     kernel_.pack_queries(rows, row, q_.data());
+    largest_query_ = std::max(largest_query_, kernel_.largest(rows));
   }
   void unpack(std::int64_t row, std::int32_t count, float* out) const override {
     kernel_.finish(o_.data(), sum_.data(), row, count, static_cast<std::int32_t>(dim_), out);
+  }
+  /// Whether rounded weights are allowed and can be of these logits.
+  bool rounded() const {
+    const float most = static_cast<float>(dim_) * to_float(Bf16{largest_query_}) *
+                       packed_->k.largest() * std::fabs(scale_);
+    return output_only_ && !masses_ && most <= kMostRoundedLogit;
   }
   /// Attends to what was collected.
   void run();
@@ -322,7 +338,8 @@ class StripAttention final : public RowAttention {
   HeadsView keys_, values_;
   std::shared_ptr<const PanelKeys> packed_;
   std::vector<KeyPanel> panels_;
-  bool fresh_ = true;  ///< nothing has been attended to yet
+  bool fresh_ = true;                ///< nothing has been attended to yet
+  std::uint16_t largest_query_ = 0;  ///< bits of bf16
   LineVector<std::byte> q_, scratch_;
   LineVector<float> limit_, l_, o_;
   LineVector<std::byte> gathered_k_, gathered_v_, single_k_, single_v_;
@@ -336,12 +353,13 @@ void StripAttention::reset() {
     std::fill(q_.begin(), q_.end(), std::byte{0});
   }
   scratch_.resize(kStripScratchBytes);
-  base_.assign(rows, 0.0f);
+  base_.resize(rows);
   sum_.assign(rows, 0.0f);
   limit_.assign(rows, -std::numeric_limits<float>::infinity());
   l_.assign(rows * kStripSums, 0.0f);
   o_.resize(values_.heads > 0 ? rows * padded : 0);
   fresh_ = true;
+  largest_query_ = 0;
   panels_.clear();
 }
 
@@ -391,6 +409,8 @@ void StripAttention::visit_singles(std::int64_t kv_head, std::span<const std::in
 void StripAttention::run() {
   if (panels_.empty()) return;
   StripRun run{};
+  run.rounded = rounded();
+  if (fresh_) std::fill(base_.begin(), base_.end(), kStripBase[run.rounded ? 1 : 0]);
   run.q = q_.data();
   run.position = position_.data();
   run.panels = panels_.data();

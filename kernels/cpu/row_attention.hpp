@@ -37,6 +37,8 @@ class RowAttention {
   void set_token_parts(std::int64_t window, std::int64_t sink);
   /// Asks for block masses.
   void want_masses() { masses_ = true; }
+  /// Allows weights that are rounded for their sums too (AttentionOutput::out_only).
+  void want_output_only() { output_only_ = true; }
 
   /// Attends to the keys of one block.
   virtual void visit(std::int64_t kv_head, const KeyRange& keys) = 0;
@@ -46,7 +48,7 @@ class RowAttention {
 
   /// To be called once after the last visit.
   virtual void end() = 0;
-  /// Outputs [queries][dim] (f32) and log-sum-exps [queries] (natural) of a head.
+  /// Outputs [queries][dim] (f32) and log-sum-exps [queries] (natural, null: not wanted) of a head.
   void finish(std::int64_t head, float* out, double* lse) const;
   /// Adds the softmax masses of every block, of the queries [begin, end) of a head, to sum[blocks],
   /// each times its weight if there are any (one a query of that range).
@@ -77,6 +79,7 @@ class RowAttention {
   std::int64_t token_window_ = 0;
   std::int64_t token_sink_ = 0;
   bool masses_ = false;
+  bool output_only_ = false;
   float scale_ = 1.0f;  ///< in base 2
   LineVector<std::int32_t> position_;
   /// Of every row: base of the exponentials in base 2, and their sum after `end`.

@@ -15,6 +15,10 @@ inline constexpr int kStripRows = 32;
 inline constexpr int kPanelKeys = 32;
 inline constexpr int kStripDimStep = 32;  ///< dims are padded with zeros to a multiple of it
 inline constexpr int kStripSums = 16;     ///< a row's sum is that of so many
+/// Where StripRun::base starts, by StripRun::rounded.
+inline constexpr float kStripBase[] = {0.0f, 0x1p30f};
+/// Logits in base 2 that rounded weights can be of.
+inline constexpr float kMostRoundedLogit = 0x1p22f;
 /// Bytes of StripRun::scratch.
 inline constexpr int kStripScratchBytes = 80 << 10;
 
@@ -39,8 +43,9 @@ struct StripRun {
   float scale;       ///< of the logits, times log2(e)
   std::int32_t token_window;
   std::int32_t token_sink;
-  float* base;   ///< [strips][kStripRows] of the exponentials in base 2; starts at 0
-  float* limit;  ///< [strips][kStripRows] logit that moves the base; starts at -infinity
+  bool rounded;  ///< weights in 8 bits, see below; panel_sum is null
+  float* base;   ///< [strips][kStripRows] of the exponentials in base 2; starts at kStripBase
+  float* limit;  ///< [strips][kStripRows] logit that moves the base; starts at -infinity (exact)
   float* l;      ///< [strips][kStripRows][kStripSums] running sums of 2^(logit - base); start at 0
   float* o;      ///< [strips][kStripRows * dim] running outputs, not divided
   bool fresh;    ///< o has not been written yet
@@ -57,6 +62,8 @@ struct StripKernel {
   void (*pack_values)(const TokenRows& rows, void* v);
   /// Puts rows of bf16 into the rows from `row` on of strips that hold zeros.
   void (*pack_queries)(const TokenRows& rows, std::int64_t row, void* q);
+  /// The largest magnitude of an element, as its bits in bf16.
+  std::uint16_t (*largest)(const TokenRows& rows);
   /// sum[i] := sum of l[i] [kStripSums]; `count` a multiple of kStripRows.
   void (*add_sums)(const float* l, std::int64_t count, float* sum);
   /// out[i] [dim] := output of row `row` + i over its sum; 0 where that is 0.

@@ -28,6 +28,10 @@ struct AttentionOutput {
   HeadsTensor out;          ///< f32 [num_heads, queries, head_dim]
   std::vector<double> lse;  ///< [num_heads, queries], ln of the sum of exp(logits) of visible keys
 
+  /// Set by a caller who does not read `lse`. A backend may then leave it empty, and divide by the
+  /// sum of weights as it rounds them for the product with V.
+  bool out_only = false;
+
   /// Set by a caller who wants of `out` no more than Backend::compare() tells. A backend with
   /// memory of its own leaves the output there, in `kept`, and `out` empty; the others fill `out`.
   bool keep = false;

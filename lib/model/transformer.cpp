@@ -239,6 +239,7 @@ Session::Session(const Model& model, AttentionFunction attention, SessionOptions
   keys_ = HeadsTensor(model.compute(), c.layers * c.kv_heads, options_.capacity, c.head_dim);
   values_ = HeadsTensor(model.compute(), c.layers * c.kv_heads, options_.capacity, c.head_dim);
   queries_ = HeadsTensor(model.compute(), c.heads, options_.chunk_tokens, c.head_dim);
+  attended_.out_only = true;
 }
 
 /// body(begin, rows, strip) for strips of the chunk's tokens, in parallel; a lone strip instead

@@ -149,6 +149,13 @@ TEST_P(CpuPathTest, IsTheOneThatRuns) {
 constexpr double kBf16Exponential = 3.1e-6;
 constexpr double kBf16Weight = 0x1p-9;
 
+/// Relative error of a softmax weight where only outputs are asked for: AMX weights are rounded for
+/// their sums too (strip_amx_bf16.cpp), those of AVX512-BF16 once for the product with V.
+double largest_weight_error(const cpu::Isa& isa, DType dtype) {
+  if (!isa.has_bf16() || dtype != DType::kBf16) return 1e-5;
+  return isa.bf16_strip != nullptr ? 0.0059 : 0x1p-8;
+}
+
 /// A random problem and selection, computed by the path under test and by the reference.
 struct Comparison {
   const Backend& backend;
@@ -202,6 +209,18 @@ struct Comparison {
     std::fill_n(got.out.row<float>(0, 0), got.out.elements(), std::nanf(""));
     backend.attend(problem, selection, got);
     compare_outputs();
+    // Without sums of exact weights: an output is a convex combination of values whose weights are
+    // wrong by a relative e at most, and differs by sum p e (v - out) / (1 - e) <= 12 e / (1 - e).
+    AttentionOutput quick;
+    quick.out_only = true;
+    quick.reserve(problem);
+    std::fill_n(quick.out.row<float>(0, 0), quick.out.elements(), std::nanf(""));
+    backend.attend(problem, selection, quick);
+    const double weight = bf16 ? largest_weight_error(isa, DType::kBf16) : 0.0;
+    for (std::int64_t i = 0; i < want.out.elements(); ++i) {
+      ASSERT_NEAR(quick.out.row<float>(0, 0)[i], want.out.row<float>(0, 0)[i],
+                  12.0 * (tolerance + weight / (1.0 - weight)));
+    }
     BlockMass want_mass;
     BlockMass got_mass;
     reference.attend_dense(problem, selection.geometry(), want, want_mass);
@@ -293,6 +312,70 @@ TEST_P(CpuPathTest, UsesBf16ArithmeticForBf16TensorsOnly) {
       }
       EXPECT_EQ(error > 1e-5, has_bf16 && dtype == DType::kBf16)
           << dtype_name(dtype) << ", " << queries << " queries: " << error;
+    }
+  }
+}
+
+/// Values that are unit vectors show each weight: out[j] / out[0] is the weight of key j over that
+/// of key 0, whose logit 0 is the largest, so that its weight is exactly 1.
+TEST_P(CpuPathTest, WeightsAreWithinTheirBound) {
+  constexpr std::int64_t kDim = 64;
+  constexpr std::int64_t kQueries = 200;
+  constexpr std::int64_t kTokens = kDim + kQueries;
+  for (const DType dtype : kTypes) {
+    SplitMix64 rng(50);
+    const bool rounded = cpu::find_isa(GetParam()).bf16_strip != nullptr && dtype == DType::kBf16;
+    double largest = 0.0;
+    double squares = 0.0;
+    double sum = 0.0;
+    std::int64_t count = 0;
+    for (int trial = 0; trial < 8; ++trial) {
+      HeadsTensor q(dtype, 1, kQueries, kDim);
+      HeadsTensor k(dtype, 1, kTokens, kDim);
+      HeadsTensor v(dtype, 1, kTokens, kDim);
+      const auto set = [&](HeadsTensor& x, std::int64_t token, std::int64_t element, float value) {
+        convert_from_float(
+            &value, dtype, 1,
+            x.data() + static_cast<std::size_t>(token * kDim + element) * dtype_size(dtype));
+      };
+      std::fill_n(q.data(), q.bytes(), std::byte{0});
+      std::fill_n(k.data(), k.bytes(), std::byte{0});
+      std::fill_n(v.data(), v.bytes(), std::byte{0});
+      for (std::int64_t t = 0; t < kQueries; ++t) {
+        set(q, t, 0, static_cast<float>(1.0 + 7.0 * rng.uniform()));
+      }
+      for (std::int64_t t = 1; t < kTokens; ++t) {
+        // Keys behind the first ones weigh nothing.
+        set(k, t, 0, t < kDim ? static_cast<float>(-20.0 * rng.uniform()) : -3e4f);
+      }
+      for (std::int64_t t = 0; t < kDim; ++t) set(v, t, t, 1.0f);
+      const AttentionProblem problem{q.view(), k.view(), v.view(), 0};
+      AttentionOutput output;
+      output.out_only = true;
+      backend_->attend(problem, BlockSelection::dense(problem.geometry(64)), output);
+      std::vector<float> query(kDim);
+      std::vector<float> key(kDim);
+      for (std::int64_t i = 0; i < kQueries; ++i) {
+        q.view().load_row(0, i, query.data());
+        for (std::int64_t j = 1; j < kDim; ++j) {
+          k.view().load_row(0, j, key.data());
+          const double want = std::exp(double{query[0]} * double{key[0]} * problem.scale());
+          const float* out = output.out.row<float>(0, i);
+          const double error = double{out[j]} / double{out[0]} / want - 1.0;
+          largest = std::max(largest, std::fabs(error));
+          squares += error * error;
+          sum += error;
+          ++count;
+        }
+      }
+    }
+    const double n = static_cast<double>(count);
+    EXPECT_LE(largest, largest_weight_error(cpu::find_isa(GetParam()), dtype) + 2e-5);
+    EXPECT_LE(std::fabs(sum / n), 2e-4) << dtype_name(dtype);
+    // Close to the bound, or the weights are not those that it is stated for.
+    if (rounded) {
+      EXPECT_GT(largest, 0.0055);
+      EXPECT_NEAR(std::sqrt(squares / n), 0.0020, 1e-4);
     }
   }
 }
