@@ -16,7 +16,7 @@ static_assert(kStripSums == kSide);
 constexpr int kTileBytes = 1024;  // tiles lie one after the other
 constexpr int kRowBytes = 64;     // of a tile
 constexpr int kTileFloats = kTileBytes / 4;
-constexpr int kStepPanels = 4;    // of one pass of the softmax
+constexpr int kStepPanels = 2;    // of one pass of the softmax
 constexpr int kChunkPanels = 16;  // that stay near while all strips visit them
 constexpr int kLogitBytes = kStripRows * kStepPanels * kPanelKeys * 4;
 constexpr int kWeightBytes = kLogitBytes / 2;
@@ -75,14 +75,6 @@ inline std::uint32_t visible(const StripRun& run, const KeyPanel& panel, std::in
                  below(run.token_sink - panel.first_key));
 }
 
-/// Gives the sum of a row, and later its outputs, a new base.
-inline void rescale_row(const StripRun& run, Step& step, int row, __m512 factor) {
-  float* l = run.l + (step.strip * kStripRows + row) * kSide;
-  _mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), factor));
-  step.factor[row] = _mm512_cvtss_f32(factor);
-  step.moved |= 1u << row;
-}
-
 /// Gives a row the base that its logits ask for.
 __attribute__((noinline)) void move_base(const StripRun& run, Step& step, int row, __m512 top) {
   const int r = step.strip * kStripRows + row;
@@ -91,7 +83,10 @@ __attribute__((noinline)) void move_base(const StripRun& run, Step& step, int ro
   const __m512 factor = first ? _mm512_setzero_ps() : exp2(_mm512_set1_ps(run.base[r] - base));
   run.base[r] = base;
   run.limit[r] = base + 8.0f;  // weights up to 2^8 are as exact
-  rescale_row(run, step, row, factor);
+  float* l = run.l + r * kSide;
+  _mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), factor));
+  step.factor[row] = _mm512_cvtss_f32(factor);
+  step.moved |= 1u << row;
 }
 
 // Rounded weights 2^(x - base - 16) of logits x, in 8 bits and by integers of 16. With T =
@@ -122,7 +117,9 @@ __attribute__((noinline)) void move_offset(const StripRun& run, Step& step, int 
   }
   float& offset = run.base[step.strip * kStripRows + row];
   const float moved = offset_of(_mm512_reduce_max_ps(top) * run.scale);
-  rescale_row(run, step, row, exp2(_mm512_set1_ps((moved - offset) / kSteps)));
+  if (moved >= offset) return;
+  step.factor[row] = _mm512_cvtss_f32(exp2(_mm512_set1_ps((moved - offset) / kSteps)));
+  step.moved |= 1u << row;
   offset = moved;
 }
 
@@ -143,7 +140,11 @@ class Softmax {
  private:
   __attribute__((always_inline)) void advance_to(int end) {
     if constexpr (Panels > 0) {
-      for (; row_ < end; ++row_) Rounded ? rounded_weights(row_) : weights(row_);
+      if constexpr (Rounded) {
+        for (; row_ < end; row_ += 2) rounded_weights(row_);
+      } else {
+        for (; row_ < end; ++row_) weights(row_);
+      }
     }
   }
   void weights(int row);
@@ -206,49 +207,52 @@ inline __attribute__((always_inline)) void Softmax<Panels, Masked, Rounded>::wei
   _mm512_store_ps(run_.l + r * kSide, sum);
 }
 
+/// Rounded weights of two rows.
 template <int Panels, bool Masked, bool Rounded>
 inline __attribute__((always_inline)) void Softmax<Panels, Masked, Rounded>::rounded_weights(
     int row) {
   const int r = step_.strip * kStripRows + row;
   const float* s = step_.s + row / kSide * 2 * Panels * kTileFloats + row % kSide * kSide;
-  std::uint32_t keys[Panels];
-  for (int u = 0; u < Panels; ++u) {
-    keys[u] = Masked ? visible(run_, run_.panels[step_.panel + u], run_.position[r]) : ~0u;
-  }
   const __m512 scale = _mm512_set1_ps(kSteps * run_.scale);
-  __m512i t[Panels];
-  const auto fill = [&]() __attribute__((always_inline)) {
-    const __m512 offset = _mm512_set1_ps(run_.base[r]);
-    const auto integers = [&](int i) __attribute__((always_inline)) {
-      const __m512 x = _mm512_load_ps(s + i * kTileFloats);
+  std::uint32_t keys[2][Panels];
+  __m512i t[2][Panels];
+  const auto fill = [&](int i) __attribute__((always_inline)) {
+    const __m512 offset = _mm512_set1_ps(run_.base[r + i]);
+    const auto integers = [&](int half) __attribute__((always_inline)) {
+      const __m512 x = _mm512_load_ps(s + half * kTileFloats + i * kSide);
       return _mm512_cvtps_epi32(_mm512_fmadd_ps(x, scale, offset));
     };
     for (int u = 0; u < Panels; ++u) {
-      t[u] = _mm512_packus_epi32(integers(2 * u), integers(2 * u + 1));
-      if constexpr (Masked) t[u] = _mm512_maskz_mov_epi16(keys[u], t[u]);
+      t[i][u] = _mm512_packus_epi32(integers(2 * u), integers(2 * u + 1));
+      if constexpr (Masked) t[i][u] = _mm512_maskz_mov_epi16(keys[i][u], t[i][u]);
     }
   };
-  fill();
-  __m512i any = t[0];
-  for (int u = 1; u < Panels; ++u) any = _mm512_or_si512(any, t[u]);
+  __m512i any = _mm512_setzero_si512();
+  for (int i = 0; i < 2; ++i) {
+    for (int u = 0; u < Panels; ++u) {
+      keys[i][u] = Masked ? visible(run_, run_.panels[step_.panel + u], run_.position[r + i]) : ~0u;
+    }
+    fill(i);
+    for (int u = 0; u < Panels; ++u) any = _mm512_or_si512(any, t[i][u]);
+  }
   if (_mm512_movepi16_mask(any) != 0) [[unlikely]] {
-    move_offset(run_, step_, row, s, keys);
-    fill();
+    for (int i = 0; i < 2; ++i) {
+      move_offset(run_, step_, row + i, s + i * kSide, keys[i]);
+      fill(i);
+    }
   }
   auto* p = static_cast<std::uint16_t*>(step_.p) + row / kSide * Panels * 2 * kTileFloats +
             row % kSide * kPanelKeys;
-  const __m512bh ones = as_bf16(_mm512_set1_epi16(0x3f80));
   const __m512i table = _mm512_load_si512(kMantissa);
-  __m512 sum = _mm512_load_ps(run_.l + r * kSide);
-  for (int u = 0; u < Panels; ++u) {
-    const __m512i mantissa =
-        _mm512_maskz_permutexvar_epi8(0x5555555555555555u, _mm512_srli_epi16(t[u], 2), table);
-    __m512i weights = _mm512_avg_epu16(t[u], mantissa);
-    if constexpr (Masked) weights = _mm512_maskz_mov_epi16(keys[u], weights);
-    _mm512_store_si512(p + u * 2 * kTileFloats, weights);
-    sum = _mm512_dpbf16_ps(sum, as_bf16(weights), ones);
+  for (int i = 0; i < 2; ++i) {
+    for (int u = 0; u < Panels; ++u) {
+      const __m512i mantissa =
+          _mm512_maskz_permutexvar_epi8(0x5555555555555555u, _mm512_srli_epi16(t[i][u], 2), table);
+      __m512i weights = _mm512_avg_epu16(t[i][u], mantissa);
+      if constexpr (Masked) weights = _mm512_maskz_mov_epi16(keys[i][u], weights);
+      _mm512_store_si512(p + u * 2 * kTileFloats + i * kPanelKeys, weights);
+    }
   }
-  _mm512_store_ps(run_.l + r * kSide, sum);
 }
 
 /// Logits of a step: its strip times the keys of its panels.
@@ -292,10 +296,11 @@ __attribute__((noinline)) void rescale(const StripRun& run, Step& step) {
     const int row = __builtin_ctz(step.moved);
     const __m512 factor = _mm512_set1_ps(step.factor[row]);
     float* from = o + row / kSide * cols * kTileFloats + row % kSide * kSide;
-    for (int c = 0; c < cols; ++c) {
-      float* x = from + c * kTileFloats;
+    const auto multiply = [&](float* x) {
       _mm512_store_ps(x, _mm512_mul_ps(_mm512_load_ps(x), factor));
-    }
+    };
+    for (int c = 0; c < cols; ++c) multiply(from + c * kTileFloats);
+    if (run.rounded) multiply(run.l + (step.strip * kStripRows + row) * kSide);
   }
 }
 
@@ -340,6 +345,30 @@ inline void multiply_values(const StripRun& run, const Step& step, Beside& besid
   }
 }
 
+/// Adds the rounded weights of a step to the sums of its rows: a product with a column of ones.
+inline void add_weights(const StripRun& run, const Step& step) {
+  struct alignas(64) Ones {
+    std::uint16_t column[kSide][2 * kSide] = {};
+    constexpr Ones() {
+      for (auto& row : column) row[0] = row[1] = 0x3f80;
+    }
+  };
+  static constexpr Ones kOnes;
+  const auto* p = static_cast<const std::byte*>(step.p);
+  float* l = run.l + step.strip * kStripRows * kSide;
+  _tile_loadd(0, l, kRowBytes);
+  _tile_loadd(1, l + kTileFloats, kRowBytes);
+  _tile_loadd(6, &kOnes, kRowBytes);
+  for (int u = 0; u < step.panels; ++u) {
+    _tile_loadd(4, p + u * kTileBytes, kRowBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, p + (step.panels + u) * kTileBytes, kRowBytes);
+    _tile_dpbf16ps(1, 5, 6);
+  }
+  _tile_stored(0, l, kRowBytes);
+  _tile_stored(1, l + kTileFloats, kRowBytes);
+}
+
 /// Sums of 16 vectors, one a lane.
 inline __m512 sums_of(const float* x) {
   __m512 y[16];
@@ -371,6 +400,7 @@ __attribute__((noinline)) void run_step(const StripRun& run, const Step& next, S
   order_memory();
   if (next.panels > 0) multiply_keys(run, next, softmax);
   if (last.panels > 0) multiply_values(run, last, softmax);
+  if (Rounded && last.panels > 0) add_weights(run, last);
   softmax.finish();
   order_memory();
 }
@@ -416,9 +446,7 @@ void run_steps(const StripRun& run) {
   static constexpr RunStep kRunStep[kStepPanels + 1][2] = {
       {run_step<0, false, Rounded>, run_step<0, false, Rounded>},
       {run_step<1, false, Rounded>, run_step<1, true, Rounded>},
-      {run_step<2, false, Rounded>, run_step<2, true, Rounded>},
-      {run_step<3, false, Rounded>, run_step<3, true, Rounded>},
-      {run_step<4, false, Rounded>, run_step<4, true, Rounded>}};
+      {run_step<2, false, Rounded>, run_step<2, true, Rounded>}};
   configure();
   auto* scratch = static_cast<std::byte*>(run.scratch);
   Step steps[3];
