@@ -17,7 +17,7 @@ constexpr int kTileBytes = 1024;  // tiles lie one after the other
 constexpr int kRowBytes = 64;     // of a tile
 constexpr int kTileFloats = kTileBytes / 4;
 constexpr int kStepPanels = 2;    // of one pass of the softmax
-constexpr int kChunkPanels = 16;  // that stay near while all strips visit them
+constexpr int kChunkPanels = 32;  // that stay near while all strips visit them
 constexpr int kLogitBytes = kStripRows * kStepPanels * kPanelKeys * 4;
 constexpr int kWeightBytes = kLogitBytes / 2;
 constexpr int kPartBytes = kStepPanels * kStripRows * 64;
@@ -75,6 +75,14 @@ inline std::uint32_t visible(const StripRun& run, const KeyPanel& panel, std::in
                  below(run.token_sink - panel.first_key));
 }
 
+/// Multiplies the sum of a row, and later its outputs, by what a new base asks for.
+inline void rescale_sum(const StripRun& run, Step& step, int row, __m512 factor) {
+  float* l = run.l + (step.strip * kStripRows + row) * kSide;
+  _mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), factor));
+  step.factor[row] = _mm512_cvtss_f32(factor);
+  step.moved |= 1u << row;
+}
+
 /// Gives a row the base that its logits ask for.
 __attribute__((noinline)) void move_base(const StripRun& run, Step& step, int row, __m512 top) {
   const int r = step.strip * kStripRows + row;
@@ -83,10 +91,7 @@ __attribute__((noinline)) void move_base(const StripRun& run, Step& step, int ro
   const __m512 factor = first ? _mm512_setzero_ps() : exp2(_mm512_set1_ps(run.base[r] - base));
   run.base[r] = base;
   run.limit[r] = base + 8.0f;  // weights up to 2^8 are as exact
-  float* l = run.l + r * kSide;
-  _mm512_store_ps(l, _mm512_mul_ps(_mm512_load_ps(l), factor));
-  step.factor[row] = _mm512_cvtss_f32(factor);
-  step.moved |= 1u << row;
+  rescale_sum(run, step, row, factor);
 }
 
 // Rounded weights 2^(x - base - 16) of logits x, in 8 bits and by integers of 16. With T =
@@ -118,9 +123,29 @@ __attribute__((noinline)) void move_offset(const StripRun& run, Step& step, int 
   float& offset = run.base[step.strip * kStripRows + row];
   const float moved = offset_of(_mm512_reduce_max_ps(top) * run.scale);
   if (moved >= offset) return;
-  step.factor[row] = _mm512_cvtss_f32(exp2(_mm512_set1_ps((moved - offset) / kSteps)));
-  step.moved |= 1u << row;
+  rescale_sum(run, step, row, exp2(_mm512_set1_ps((moved - offset) / kSteps)));
   offset = moved;
+}
+
+/// The first bases of a strip: the largest logits of a step whose keys every row sees.
+inline void first_offsets(const StripRun& run, const Step& step) {
+  for (int i = 0; i < kStripRows; i += kSide) {
+    const float* s = step.s + i * 2 * step.panels * kSide;
+    __m512i x[kSide];
+    for (int r = 0; r < kSide; ++r, s += kSide) {
+      __m512 top = _mm512_load_ps(s);
+      for (int u = 1; u < 2 * step.panels; ++u) {
+        top = _mm512_max_ps(top, _mm512_load_ps(s + u * kTileFloats));
+      }
+      x[r] = _mm512_castps_si512(top);
+    }
+    transpose(x);
+    __m512 top = _mm512_castsi512_ps(x[0]);
+    for (int r = 1; r < kSide; ++r) top = _mm512_max_ps(top, _mm512_castsi512_ps(x[r]));
+    _mm512_store_ps(
+        run.base + step.strip * kStripRows + i,
+        _mm512_fmadd_ps(top, _mm512_set1_ps(-kSteps * run.scale), _mm512_set1_ps(offset_of(0.0f))));
+  }
 }
 
 /// The softmax of a step, some rows at a time.
@@ -244,48 +269,72 @@ inline __attribute__((always_inline)) void Softmax<Panels, Masked, Rounded>::rou
   auto* p = static_cast<std::uint16_t*>(step_.p) + row / kSide * Panels * 2 * kTileFloats +
             row % kSide * kPanelKeys;
   const __m512i table = _mm512_load_si512(kMantissa);
+  const __m512bh ones = as_bf16(_mm512_set1_epi16(0x3f80));
   for (int i = 0; i < 2; ++i) {
+    __m512 sum = _mm512_load_ps(run_.l + (r + i) * kSide);
     for (int u = 0; u < Panels; ++u) {
       const __m512i mantissa =
           _mm512_maskz_permutexvar_epi8(0x5555555555555555u, _mm512_srli_epi16(t[i][u], 2), table);
       __m512i weights = _mm512_avg_epu16(t[i][u], mantissa);
       if constexpr (Masked) weights = _mm512_maskz_mov_epi16(keys[i][u], weights);
       _mm512_store_si512(p + u * 2 * kTileFloats + i * kPanelKeys, weights);
+      sum = _mm512_dpbf16_ps(sum, as_bf16(weights), ones);
     }
+    _mm512_store_ps(run_.l + (r + i) * kSide, sum);
   }
 }
 
-/// Logits of a step: its strip times the keys of its panels.
+/// Logits of a step: its strip times the keys of its panels. A panel's are stored among the
+/// products of the next one, which need not wait for them then.
 template <class Beside>
 inline void multiply_keys(const StripRun& run, const Step& step, Beside& beside) {
   const int depth = run.dim / kStripDimStep;
   const auto* q =
       static_cast<const std::byte*>(run.q) + std::int64_t{step.strip} * 2 * depth * kTileBytes;
-  auto* s = reinterpret_cast<std::byte*>(step.s);
+  auto* upper = reinterpret_cast<std::byte*>(step.s);
+  auto* lower = upper + 2 * step.panels * kTileBytes;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int u = 0; u < step.panels; ++u) {
     const auto* k = static_cast<const std::byte*>(run.panels[step.panel + u].k);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
     for (int j = 0; j < depth; ++j) {
+      const bool store = u > 0 && j == 0;
       _tile_loadd(4, q + j * kTileBytes, kRowBytes);
       _tile_stream_loadd(6, k + j * kTileBytes, kRowBytes);
+      if (store) {
+        _tile_stored(0, upper, kRowBytes);
+        _tile_zero(0);
+      }
       _tile_dpbf16ps(0, 4, 6);
       _tile_stream_loadd(7, k + (depth + j) * kTileBytes, kRowBytes);
+      if (store) {
+        _tile_stored(1, upper + kTileBytes, kRowBytes);
+        _tile_zero(1);
+      }
       _tile_dpbf16ps(1, 4, 7);
       beside.advance();
       _tile_loadd(5, q + (depth + j) * kTileBytes, kRowBytes);
+      if (store) {
+        _tile_stored(2, lower, kRowBytes);
+        _tile_zero(2);
+      }
       _tile_dpbf16ps(2, 5, 6);
+      if (store) {
+        _tile_stored(3, lower + kTileBytes, kRowBytes);
+        _tile_zero(3);
+        upper += 2 * kTileBytes;
+        lower += 2 * kTileBytes;
+      }
       _tile_dpbf16ps(3, 5, 7);
       beside.advance();
     }
-    const int row_bytes = 2 * step.panels * kTileBytes;
-    _tile_stored(0, s + 2 * u * kTileBytes, kRowBytes);
-    _tile_stored(1, s + (2 * u + 1) * kTileBytes, kRowBytes);
-    _tile_stored(2, s + row_bytes + 2 * u * kTileBytes, kRowBytes);
-    _tile_stored(3, s + row_bytes + (2 * u + 1) * kTileBytes, kRowBytes);
   }
+  _tile_stored(0, upper, kRowBytes);
+  _tile_stored(1, upper + kTileBytes, kRowBytes);
+  _tile_stored(2, lower, kRowBytes);
+  _tile_stored(3, lower + kTileBytes, kRowBytes);
 }
 
 /// Outputs of the rows of a step whose base moved.
@@ -296,77 +345,52 @@ __attribute__((noinline)) void rescale(const StripRun& run, Step& step) {
     const int row = __builtin_ctz(step.moved);
     const __m512 factor = _mm512_set1_ps(step.factor[row]);
     float* from = o + row / kSide * cols * kTileFloats + row % kSide * kSide;
-    const auto multiply = [&](float* x) {
+    for (int c = 0; c < cols; ++c) {
+      float* x = from + c * kTileFloats;
       _mm512_store_ps(x, _mm512_mul_ps(_mm512_load_ps(x), factor));
-    };
-    for (int c = 0; c < cols; ++c) multiply(from + c * kTileFloats);
-    if (run.rounded) multiply(run.l + (step.strip * kStripRows + row) * kSide);
+    }
   }
 }
 
-/// Adds the weights of a step times its values to the output of its strip.
+/// Adds the weights of a step, which stay in tiles, times its values to the output of its strip.
 template <class Beside>
 inline void multiply_values(const StripRun& run, const Step& step, Beside& beside) {
   const int cols = run.dim / kSide;
-  auto* o = reinterpret_cast<std::byte*>(run.o + std::int64_t{step.strip} * kStripRows * run.dim);
   const auto* p = static_cast<const std::byte*>(step.p);
+  const bool two = step.panels == 2;
   const int row_bytes = step.panels * kTileBytes;
-  for (int c = 0; c < cols; c += 2) {
-    std::byte* upper = o + c * kTileBytes;
-    std::byte* lower = o + (cols + c) * kTileBytes;
+  _tile_loadd(4, p, kRowBytes);
+  _tile_loadd(5, p + row_bytes, kRowBytes);
+  if (two) {
+    _tile_loadd(6, p + kTileBytes, kRowBytes);
+    _tile_loadd(7, p + row_bytes + kTileBytes, kRowBytes);
+  }
+  const auto* v = static_cast<const std::byte*>(run.panels[step.panel].v);
+  const auto* second = static_cast<const std::byte*>(run.panels[step.panel + (two ? 1 : 0)].v);
+  auto* upper =
+      reinterpret_cast<std::byte*>(run.o + std::int64_t{step.strip} * kStripRows * run.dim);
+  auto* lower = upper + cols * kTileBytes;
+  for (int c = 0; c < cols * kTileBytes; c += kTileBytes) {
     if (step.fresh) {
       _tile_zero(0);
       _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
     } else {
-      _tile_loadd(0, upper, kRowBytes);
-      _tile_loadd(1, upper + kTileBytes, kRowBytes);
-      _tile_loadd(2, lower, kRowBytes);
-      _tile_loadd(3, lower + kTileBytes, kRowBytes);
+      _tile_loadd(0, upper + c, kRowBytes);
+      _tile_loadd(1, lower + c, kRowBytes);
     }
-    for (int u = 0; u < step.panels; ++u) {
-      const auto* v = static_cast<const std::byte*>(run.panels[step.panel + u].v) + c * kTileBytes;
-      _tile_loadd(4, p + u * kTileBytes, kRowBytes);
-      _tile_stream_loadd(6, v, kRowBytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_stream_loadd(7, v + kTileBytes, kRowBytes);
-      _tile_dpbf16ps(1, 4, 7);
-      beside.advance();
-      _tile_loadd(5, p + row_bytes + u * kTileBytes, kRowBytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+    _tile_stream_loadd(2, v + c, kRowBytes);
+    _tile_dpbf16ps(0, 4, 2);
+    _tile_dpbf16ps(1, 5, 2);
+    beside.advance();
+    if (two) {
+      _tile_stream_loadd(3, second + c, kRowBytes);
+      _tile_dpbf16ps(0, 6, 3);
+      _tile_dpbf16ps(1, 7, 3);
       beside.advance();
     }
-    _tile_stored(0, upper, kRowBytes);
-    _tile_stored(1, upper + kTileBytes, kRowBytes);
-    _tile_stored(2, lower, kRowBytes);
-    _tile_stored(3, lower + kTileBytes, kRowBytes);
+    _tile_stored(0, upper + c, kRowBytes);
+    _tile_stored(1, lower + c, kRowBytes);
   }
-}
-
-/// Adds the rounded weights of a step to the sums of its rows: a product with a column of ones.
-inline void add_weights(const StripRun& run, const Step& step) {
-  struct alignas(64) Ones {
-    std::uint16_t column[kSide][2 * kSide] = {};
-    constexpr Ones() {
-      for (auto& row : column) row[0] = row[1] = 0x3f80;
-    }
-  };
-  static constexpr Ones kOnes;
-  const auto* p = static_cast<const std::byte*>(step.p);
-  float* l = run.l + step.strip * kStripRows * kSide;
-  _tile_loadd(0, l, kRowBytes);
-  _tile_loadd(1, l + kTileFloats, kRowBytes);
-  _tile_loadd(6, &kOnes, kRowBytes);
-  for (int u = 0; u < step.panels; ++u) {
-    _tile_loadd(4, p + u * kTileBytes, kRowBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, p + (step.panels + u) * kTileBytes, kRowBytes);
-    _tile_dpbf16ps(1, 5, 6);
-  }
-  _tile_stored(0, l, kRowBytes);
-  _tile_stored(1, l + kTileFloats, kRowBytes);
 }
 
 /// Sums of 16 vectors, one a lane.
@@ -398,9 +422,9 @@ __attribute__((noinline)) void run_step(const StripRun& run, const Step& next, S
   Softmax<Panels, Masked, Rounded> softmax(
       run, now, parts, 2 * (next.panels + last.panels) * (run.dim / kStripDimStep));
   order_memory();
+  if (Rounded && !Masked && Panels > 0 && now.fresh) first_offsets(run, now);
   if (next.panels > 0) multiply_keys(run, next, softmax);
   if (last.panels > 0) multiply_values(run, last, softmax);
-  if (Rounded && last.panels > 0) add_weights(run, last);
   softmax.finish();
   order_memory();
 }
