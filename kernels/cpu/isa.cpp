@@ -33,7 +33,8 @@ std::vector<Isa> detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (bf16 && __builtin_cpu_supports("amx-bf16") && may_use_tiles()) {
+  if (bf16 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2") &&
+      __builtin_cpu_supports("amx-bf16") && may_use_tiles()) {
     isas.push_back({"amx_bf16", &kAvx512Tile, nullptr, &kAmxBf16Strip, &kAvx512Decode,
                     &kAvx512Bf16Decode, &kAvx512Scores});
   }

@@ -228,10 +228,10 @@ void LaneAttention::unpack(std::int64_t row, std::int32_t count, float* out) con
 class PanelHeads {
  public:
   using Pack = void (*)(const TokenRows& rows, void* to);
-  using Largest = std::uint16_t (*)(const TokenRows& rows);
+  using Magnitude = std::uint16_t (*)(const TokenRows& rows);
 
-  /// `x` may have no heads; `largest` may be null.
-  PanelHeads(const HeadsView& x, Pack pack, Largest largest)
+  /// `x` may have no heads; `magnitude` may be null.
+  PanelHeads(const HeadsView& x, Pack pack, Magnitude magnitude)
       : panels_((x.tokens + kPanelKeys - 1) / kPanelKeys), panel_bytes_(bytes_of_panel(x.dim)) {
     const std::int64_t count = x.heads * panels_;
     constexpr std::int64_t kAtOnce = 16;
@@ -244,7 +244,7 @@ class PanelHeads {
         const TokenRows rows = rows_of(x, i / panels_, begin, keys);
         pack(rows, memory_.data() + static_cast<std::size_t>(i) * panel_bytes_);
         auto& here = most[static_cast<std::size_t>(index)];
-        if (largest != nullptr) here = std::max(here, largest(rows));
+        if (magnitude != nullptr) here = std::max(here, magnitude(rows));
       }
     });
     if (!most.empty()) largest_ = to_float(Bf16{*std::max_element(most.begin(), most.end())});

@@ -9,6 +9,12 @@
 /// the next product takes them, so that softmax weights are only rounded; products with keys and
 /// values read panels that were packed once for all rows. Elements are bf16 and the arithmetic is
 /// that of tile.hpp.
+///
+/// Where nobody asks for log-sum-exps or block masses, weights may be rounded for their sums as for
+/// the product with V (StripRun::rounded): each by a relative e of at most 0.0059 (root mean square
+/// 0.0020), against 0.0039 (0.0017) of weights of bf16 that are rounded once. An output is then
+/// wrong by |sum p e (v - out)| / |1 + sum p e| for exact weights p, hence by at most
+/// 2 max|v| 0.0059 / (1 - 0.0059).
 namespace sw::cpu {
 
 inline constexpr int kStripRows = 32;
@@ -17,10 +23,10 @@ inline constexpr int kStripDimStep = 32;  ///< dims are padded with zeros to a m
 inline constexpr int kStripSums = 16;     ///< a row's sum is that of so many
 /// Where StripRun::base starts, by StripRun::rounded.
 inline constexpr float kStripBase[] = {0.0f, 0x1p30f};
-/// Logits in base 2 that rounded weights can be of.
-inline constexpr float kMostRoundedLogit = 0x1p22f;
+/// Largest magnitude of logits in base 2 that rounded weights can be of.
+inline constexpr float kMostRoundedLogit = 0x1p21f;
 /// Bytes of StripRun::scratch.
-inline constexpr int kStripScratchBytes = 80 << 10;
+inline constexpr int kStripScratchBytes = 28 << 10;
 
 /// Keys of one panel and who sees them: query p sees key k = first_key + i if bit i of `keys` is
 /// set and `mask` lets it.
@@ -43,7 +49,7 @@ struct StripRun {
   float scale;       ///< of the logits, times log2(e)
   std::int32_t token_window;
   std::int32_t token_sink;
-  bool rounded;  ///< weights in 8 bits, see below; panel_sum is null
+  bool rounded;  ///< see above; panel_sum is null, and base is not in units of logits
   float* base;   ///< [strips][kStripRows] of the exponentials in base 2; starts at kStripBase
   float* limit;  ///< [strips][kStripRows] logit that moves the base; starts at -infinity (exact)
   float* l;      ///< [strips][kStripRows][kStripSums] running sums of 2^(logit - base); start at 0

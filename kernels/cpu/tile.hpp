@@ -11,7 +11,7 @@
 ///
 /// Arithmetic. With f32 elements every product and sum is f32. With bf16 elements the products
 /// q_i k_i and p v are of bf16 values, accumulated in f32; the softmax weights p are rounded to
-/// bf16 (relative error 2^-9) for the product with V only, while their sum, the log-sum-exp and
+/// bf16 (relative error 2^-8) for the product with V only, while their sum, the log-sum-exp and
 /// block masses take them as f32. Subnormal operands of bf16 products count as zero.
 namespace sw::cpu {
 

@@ -346,7 +346,7 @@ TEST_P(CpuPathTest, WeightsAreWithinTheirBound) {
       }
       for (std::int64_t t = 1; t < kTokens; ++t) {
         // Keys behind the first ones weigh nothing.
-        set(k, t, 0, t < kDim ? static_cast<float>(-20.0 * rng.uniform()) : -3e4f);
+        set(k, t, 0, t < kDim ? static_cast<float>(-20.0 * rng.uniform()) : -1e3f);
       }
       for (std::int64_t t = 0; t < kDim; ++t) set(v, t, t, 1.0f);
       const AttentionProblem problem{q.view(), k.view(), v.view(), 0};
@@ -376,6 +376,52 @@ TEST_P(CpuPathTest, WeightsAreWithinTheirBound) {
     if (rounded) {
       EXPECT_GT(largest, 0.0055);
       EXPECT_NEAR(std::sqrt(squares / n), 0.0020, 1e-4);
+    }
+  }
+}
+
+/// Where logits lie far apart, an output is the value of the largest.
+TEST_P(CpuPathTest, OutputsFollowTheLargestLogitOfAnyMagnitude) {
+  constexpr std::int64_t kTokens = 200;
+  constexpr std::int64_t kDim = 32;
+  for (const DType dtype : kTypes) {
+    // The weight of the one key that counts is rounded for the product with V, not for the sum.
+    const bool bf16 = cpu::find_isa(GetParam()).has_bf16() && dtype == DType::kBf16;
+    const double error = bf16 ? 0x1p-8 : 4e-7;
+    for (const int exponent : {5, 8, 10}) {
+      if (dtype == DType::kF16 && exponent > 8) continue;
+      SplitMix64 rng(51);
+      HeadsTensor q(dtype, 1, kTokens, kDim);
+      HeadsTensor k(dtype, 1, kTokens, kDim);
+      const HeadsTensor v = random_tensor(rng, dtype, 1, kTokens, kDim, 1.0);
+      std::fill_n(q.data(), q.bytes(), std::byte{0});
+      std::fill_n(k.data(), k.bytes(), std::byte{0});
+      const auto rank = [](std::int64_t t) { return 77 * t % kTokens - 120; };  // each once
+      for (std::int64_t t = 0; t < kTokens; ++t) {
+        const auto put = [&](HeadsTensor& x, double value) {
+          const auto element = static_cast<float>(std::ldexp(value, exponent));
+          convert_from_float(&element, dtype, 1,
+                             x.data() + static_cast<std::size_t>(t * kDim) * dtype_size(dtype));
+        };
+        put(q, 1.0);
+        put(k, static_cast<double>(rank(t)));
+      }
+      const AttentionProblem problem{q.view(), k.view(), v.view(), 0};
+      for (const bool out_only : {false, true}) {
+        AttentionOutput output;
+        output.out_only = out_only;
+        backend_->attend(problem, BlockSelection::dense(problem.geometry(64)), output);
+        std::int64_t best = 0;
+        std::vector<float> want(kDim);
+        for (std::int64_t t = 0; t < kTokens; ++t) {
+          if (rank(t) > rank(best)) best = t;
+          v.view().load_row(0, best, want.data());
+          for (std::int64_t j = 0; j < kDim; ++j) {
+            ASSERT_NEAR(output.out.row<float>(0, t)[j], want[j], error * std::fabs(want[j]) + 1e-30)
+                << dtype_name(dtype) << ", 2^" << exponent << ", token " << t;
+          }
+        }
+      }
     }
   }
 }
