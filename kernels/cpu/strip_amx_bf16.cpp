@@ -563,18 +563,26 @@ void add_sums(const float* l, std::int64_t count, float* sum) {
   }
 }
 
+/// Outputs go past the caches where they fill whole lines: they are more than those hold, and read
+/// in another pass.
 void finish_strip(const float* o, const float* sum, std::int64_t row, std::int32_t count,
                   std::int32_t dim, float* out) {
   const int cols = (dim + kStripDimStep - 1) / kStripDimStep * (kStripDimStep / kSide);
+  const bool lines = dim % kSide == 0 && reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
   for (int i = 0; i < count; ++i, ++row, out += dim) {
     const __mmask16 seen = sum[row] > 0.0f ? 0xffff : 0;
     const __m512 inverse = _mm512_set1_ps(1.0f / sum[row]);
     const float* from = o + row / kSide * cols * kTileFloats + row % kSide * kSide;
     for (int j = 0; j < dim; j += kSide, from += kTileFloats) {
-      _mm512_mask_storeu_ps(out + j, first16(dim - j),
-                            _mm512_maskz_mul_ps(seen, _mm512_load_ps(from), inverse));
+      const __m512 y = _mm512_maskz_mul_ps(seen, _mm512_load_ps(from), inverse);
+      if (lines) {
+        _mm512_stream_ps(out + j, y);
+      } else {
+        _mm512_mask_storeu_ps(out + j, first16(dim - j), y);
+      }
     }
   }
+  _mm_sfence();
 }
 
 }  // namespace
