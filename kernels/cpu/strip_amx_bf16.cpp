@@ -452,6 +452,7 @@ class Steps {
       step.masked |= panel.mask != Mask::kNone || panel.keys != ~0u;
     }
     panel_ += step.panels;
+    if (step.panels == 2 && step.masked && hidden(run_.panels[panel_ - 1])) step.panels = 1;
     if (panel_ < end) return;
     panel_ = chunk_;
     if (++strip_ < run_.strips) return;
@@ -460,6 +461,15 @@ class Steps {
   }
 
  private:
+  /// Whether no row of the strip sees a panel, whose masses nobody asks for.
+  bool hidden(const KeyPanel& panel) const {
+    if (panel.mask == Mask::kNone || run_.panel_sum != nullptr) return false;
+    const std::int32_t* position = run_.position + strip_ * kStripRows;
+    return _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_loadu_si512(position),
+                                                    _mm512_loadu_si512(position + kSide))) <
+           panel.first_key;
+  }
+
   const StripRun& run_;
   int chunk_ = 0;
   int strip_ = 0;
