@@ -5,6 +5,7 @@
 #include "kernels/cuda/common/decode/attention.cuh"
 #include "kernels/cuda/common/decode/launch.hpp"
 #include "kernels/cuda/common/decode/visit.cuh"
+#include "kernels/cuda/common/device_attribute.hpp"
 #include "kernels/cuda/common/error.hpp"
 
 namespace sw::cuda {
@@ -516,13 +517,8 @@ void visit_kernel(int rows, bool beside, F&& f) {
 
 DecodeAttention::DecodeAttention(const KvCache& shape, int num_heads)
     : shape_(shape), num_heads_(num_heads) {
-  int device = 0;
-  int major = 0;
-  check(cudaGetDevice(&device), "query of the current GPU");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-        "query of the compute capability");
-  check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
-        "query of the multiprocessors");
+  const int major = device_attribute(cudaDevAttrComputeCapabilityMajor);
+  multiprocessors_ = device_attribute(cudaDevAttrMultiProcessorCount);
   if (major < 8) {
     throw Error(ErrorKind::kUnsupported,
                 "decode attention needs a GPU of compute capability 8.0 or later, this one has " +

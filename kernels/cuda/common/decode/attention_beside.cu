@@ -13,7 +13,6 @@ namespace {
 constexpr int kExpected = 8;  ///< blocks of the last list that a warp attends to, at most
 constexpr int kWords = kMostBlocksBeside / 32;
 constexpr int kJoining = 16;  ///< lanes that join an element of the parts of a head
-constexpr std::uint32_t kEmpty = 0xffffffffu;  // a NaN that no arithmetic gives
 
 // Attention of one sequence, one query token, beside the selection of its blocks (attention.hpp):
 // `shares` thread blocks for each KV head, each with as many of the forced blocks and of those on
@@ -133,8 +132,6 @@ struct Exchange {
     }
   }
 };
-
-__device__ inline bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
 
 /// The four warps' softmaxes become the thread block's part of its head, which the others of the
 /// head read; or the result, where it is the only one.

@@ -93,6 +93,11 @@ __device__ inline void store_relaxed(float2* to, float2 x) {
                : "memory");
 }
 
+/// What a place for a result of another thread block holds until it is there: a NaN that no
+/// arithmetic gives.
+constexpr std::uint32_t kEmpty = 0xffffffffu;
+__device__ inline bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
+
 __device__ inline void prefetch_l2(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }

@@ -139,11 +139,10 @@ __device__ inline Step make_step(const Arguments& a) {
   return s;
 }
 
-/// How the thread blocks of one sequence tell each other results: each is written once, to its own
-/// place, which holds kEmpty until then, and whoever needs it reads the place until it holds
-/// something else. So a result needs no flag, no fence and no barrier, and comes a write and a read
-/// later. A launch uses one half of this memory and empties the other, which the next one uses.
-constexpr std::uint32_t kEmpty = 0xffffffffu;  // a NaN that no arithmetic gives
+// How the thread blocks of one sequence tell each other results: each is written once, to its own
+// place, which holds kEmpty until then, and whoever needs it reads the place until it holds
+// something else. So a result needs no flag, no fence and no barrier, and comes a write and a read
+// later. A launch uses one half of this memory and empties the other, which the next one uses.
 
 __device__ inline std::int64_t exchange_base(const Arguments& a, const Step& s, int half,
                                              int per_sequence) {
@@ -179,8 +178,6 @@ __device__ void empty_exchange(const Arguments& a, const Step& s, int thread, in
        kEmpty);
   if (s.member == 0 && thread == 0) a.kept[other * a.cache.batch + s.sequence] = 0;
 }
-
-__device__ inline bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
 
 /// use(i, values i..i+3) for the `count` results at `from`, four at a time; those past the end are
 /// anything.
